@@ -1,0 +1,114 @@
+// The plan as the resident program reads it: flat records written by jax_mono/record.py.
+//
+// Layout of the words: Header, Layer[num_layers], then per device a Device, and per device and block a Block.
+// Every record is a multiple of eight bytes and free of padding; jax_mono/record.py mirrors the fields by name and a
+// test compares both sides.
+#pragma once
+
+#include "types.h"
+
+namespace mono {
+
+enum StageIndex : int { kQkv, kO, kUp, kDown, kHead, kStages };
+enum ModuleIndex : int { kAttention, kMlp, kModules };
+enum HeadKind : int { kDense, kMeanOfNorms, kNormOfSum, kPerLane };
+
+constexpr int kMaxDevices = 16;
+constexpr int kMaxLanes = 16;
+constexpr i32 kPlanMagic = 0x6d6f6e6f;
+
+struct Span {
+  i32 first, count;
+};
+
+struct Header {
+  i64 layer_words, head_words;  // length of one block's layer tape and head tape, in weights
+  i32 magic, size;              // size: bytes of the whole record, header included
+  i32 num_devices, num_blocks, num_layers, num_lanes;
+  i32 hidden_size, vocab_size, head_dim, queries_per_kv;
+  i32 kv_splits, kv_chunk, max_kv_heads, max_vocab;
+  i32 tile_rows, tile_cols;
+  i32 rope_interleaved, qkv_bias, qk_norm, head_kind;
+  float norm_eps;
+  i32 hidden_width;  // hidden_size padded to whole tile columns
+};
+
+// What reaches the residual stream after a module; see ModelConfig.mixing.
+struct Layer {
+  i32 window;           // positions attended to, 0 for all
+  i32 source[kModules];  // layer whose outputs arrive, -1 for none
+  i32 pushed[kModules];  // whether any layer reads this layer's outputs on another device
+  float own_scale[kModules];
+  i32 reserved;
+};
+
+struct Stage {
+  i64 tile_words;
+  i32 rows, width, lanes, tiles_per_lane;  // rows: per lane, unpadded; width: columns per lane, padded
+};
+
+// Word offsets into a device's exchange memory; see handoff.h. Per layer channels repeat every layer_stride words.
+struct Channels {
+  i64 words;  // the whole exchange memory
+  i64 layer_stride;
+  i64 qkv, attention, activation;
+  i64 residual[kModules], inbox[kModules];
+  i64 final_inbox, final_sum, summary, logits, choice;
+};
+
+// Offsets into a device's constants, in floats.
+struct Constants {
+  i64 attention_norm, ffn_norm, final_norm;  // [layers, hidden], [layers, hidden], [hidden]
+  i64 qkv_bias;                              // [layers, lanes, rows]
+  i64 q_norm, k_norm;                        // [layers, head_dim]
+  i64 floats;                                // length
+};
+
+struct Device {
+  Stage stages[kStages];
+  Channels channels;
+  Constants constants;
+  Span lanes, kv_heads, neurons, vocab;
+};
+
+struct Block {
+  i64 offsets[kStages];  // start of the stage's tiles in the block's layer (or head) tape
+  Span shares[kStages];  // tiles of each stage
+  Span hidden;           // tiles of hidden rows
+  Span attention;        // attention items, see DevicePlan.attention
+};
+
+static_assert(sizeof(Header) == 2 * 8 + 22 * 4, "no padding");
+static_assert(sizeof(Layer) == 8 * 4, "no padding");
+static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
+static_assert(sizeof(Block) == kStages * 16 + 16, "no padding");
+static_assert(sizeof(Device) == kStages * sizeof(Stage) + 14 * 8 + 7 * 8 + 4 * 8, "no padding");
+
+// A view of the record; copies nothing.
+struct Plan {
+  const Header* header;
+  const Layer* layers;
+  const Device* devices;
+  const Block* blocks;
+
+  explicit Plan(const void* words) {
+    const char* at = static_cast<const char*>(words);
+    header = reinterpret_cast<const Header*>(at);
+    at += sizeof(Header);
+    layers = reinterpret_cast<const Layer*>(at);
+    at += sizeof(Layer) * header->num_layers;
+    devices = reinterpret_cast<const Device*>(at);
+    at += sizeof(Device) * header->num_devices;
+    blocks = reinterpret_cast<const Block*>(at);
+  }
+
+  const Block& block(int device, int index) const { return blocks[device * header->num_blocks + index]; }
+
+  // Bytes the record must have, from its header alone.
+  static i64 size(const Header& header) {
+    return sizeof(Header) + sizeof(Layer) * header.num_layers + sizeof(Device) * header.num_devices +
+           sizeof(Block) * i64(header.num_devices) * header.num_blocks;
+  }
+};
+
+}  // namespace mono

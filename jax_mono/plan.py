@@ -1,0 +1,415 @@
+"""The plan: which device and block owns which rows, heads, neurons and vocabulary.
+
+A plan is a pure function of the model configuration and the shape of the machine. It is data: nothing is
+scheduled at run time, every block knows its share of every stage before the first token. ``tape`` turns a plan
+into weight layouts, ``record`` turns it into the words that the resident program reads.
+
+Vocabulary used throughout:
+
+* A *device* holds whole lanes of a Laneformer, or a range of KV heads, neurons and vocabulary rows of a dense
+  model (tensor parallelism). A dense model's share on a device is treated as one lane.
+* A *block* is one resident worker of a device: a thread on CPU, a thread block on a GPU.
+* A *stage* is one matrix product of a layer (``qkv``, ``o``, ``up``, ``down``) or the LM head (``head``). Its
+  rows are cut into *tiles* of ``TileFormat.rows`` rows; blocks own contiguous runs of tiles.
+* ``qkv``, ``up`` and ``head`` are column parallel: a tile belongs to one lane and reads that lane's activations.
+  ``o`` and ``down`` are row parallel: a tile holds the same hidden rows of all lanes of the device side by side,
+  so one block owns a hidden row for good and can keep its residual to itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jax_mono.config import ConfigError, ModelConfig
+
+StageName = Literal["qkv", "o", "up", "down", "head"]
+LAYER_STAGES: tuple[StageName, ...] = ("qkv", "o", "up", "down")
+STAGES: tuple[StageName, ...] = (*LAYER_STAGES, "head")
+
+MAX_DEVICES = 16
+"""Devices in one gang; bounds the peers' tables of the resident program."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A contiguous range of ``count`` items starting at ``first``."""
+
+    first: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last item."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True)
+class TileFormat:
+    """The unit of weight streaming: ``rows`` rows by ``cols`` columns, stored row by row.
+
+    A tile of a stage is a sequence of such chunks over the whole width of its rows, so a block reads one linear
+    stream. 8 x 32 is what a CPU core wants: eight accumulators, one cache line of bfloat16 per row and chunk.
+    """
+
+    rows: int = 8
+    cols: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rows < 2 or self.rows % 2:
+            raise ConfigError(f"tile rows must be even and positive, not {self.rows}: gate and up rows pair up")
+        if self.cols < 1:
+            raise ConfigError(f"tile cols must be positive, not {self.cols}")
+
+    def row_tiles(self, rows: int) -> int:
+        """Tiles that hold ``rows`` rows."""
+        return -(-rows // self.rows)
+
+    def padded_cols(self, cols: int) -> int:
+        """``cols`` rounded up to whole chunks."""
+        return -(-cols // self.cols) * self.cols
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One product of one device.
+
+    Attributes:
+        name: Which product.
+        rows: Rows per lane (column parallel) or hidden rows (row parallel), without padding.
+        cols: Columns per lane, without padding.
+        lanes: Lanes of this device that take part.
+        row_parallel: Whether a tile holds all lanes side by side instead of belonging to one lane.
+        tiles: Row tiles on this device.
+        tile_words: Weights in one tile, padding included.
+        shares: Per block, the run of tiles it owns.
+        offsets: Per block, where its run starts in the block's layer tape (or head tape), in weights.
+    """
+
+    name: StageName
+    rows: int
+    cols: int
+    lanes: int
+    row_parallel: bool
+    tiles: int
+    tile_words: int
+    shares: tuple[Span, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def tiles_per_lane(self) -> int:
+        """Tiles of one lane; for a row parallel stage all tiles serve all lanes."""
+        return self.tiles if self.row_parallel else self.tiles // self.lanes
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The share of one device.
+
+    Attributes:
+        lanes: Lanes it holds; a dense model counts as one lane on every device.
+        kv_heads: Global KV heads it holds, lane-major. May be empty on a dense model with few heads.
+        neurons: Global feed-forward neurons it holds, lane-major.
+        vocab: Global rows of the LM head it holds.
+        stages: The five products by name.
+        layer_words: Longest layer tape of its blocks, in weights.
+        head_words: Longest head tape of its blocks, in weights.
+        attention: Per block, its run of attention items; item = local KV head * kv_splits + split.
+    """
+
+    lanes: Span
+    kv_heads: Span
+    neurons: Span
+    vocab: Span
+    stages: dict[StageName, Stage]
+    layer_words: int
+    head_words: int
+    attention: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who owns what, for all devices and blocks. Made by :func:`make_plan`.
+
+    Attributes:
+        config: The model.
+        num_devices: Devices that share the model.
+        num_blocks: Resident blocks on each device.
+        tile: Weight tile format.
+        kv_splits: Over how many blocks the positions of one KV head are spread.
+        kv_chunk: Consecutive positions that one split owns before the next split takes over.
+        devices: One share per device.
+        hidden: Per block, the tiles of hidden rows it owns; the same on every device.
+    """
+
+    config: ModelConfig
+    num_devices: int
+    num_blocks: int
+    tile: TileFormat
+    kv_splits: int
+    kv_chunk: int
+    devices: tuple[DevicePlan, ...]
+    hidden: tuple[Span, ...]
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.num_devices, self.num_blocks, self.tile, self.kv_splits))
+
+    @property
+    def layer_words(self) -> int:
+        """Weights in the longest layer tape of any block."""
+        return max(device.layer_words for device in self.devices)
+
+    @property
+    def head_words(self) -> int:
+        """Weights in the longest head tape of any block."""
+        return max(device.head_words for device in self.devices)
+
+    @property
+    def max_kv_heads(self) -> int:
+        """KV heads on the fullest device; at least 1, so that no array is empty."""
+        return max(1, *(device.kv_heads.count for device in self.devices))
+
+    @property
+    def max_vocab(self) -> int:
+        """LM head rows on the fullest device."""
+        return max(device.vocab.count for device in self.devices)
+
+    def block_words(self, device: int, block: int) -> int:
+        """Weights (padding included) that a block reads for one token."""
+        stages = self.devices[device].stages
+        layer = sum(stages[name].shares[block].count * stages[name].tile_words for name in LAYER_STAGES)
+        return self.config.num_layers * layer + stages["head"].shares[block].count * stages["head"].tile_words
+
+
+def make_plan(
+    config: ModelConfig,
+    *,
+    devices: int = 1,
+    blocks: int = 1,
+    tile: TileFormat | None = None,
+    kv_splits: int | None = None,
+) -> Plan:
+    """Plans a model for ``devices`` devices of ``blocks`` resident blocks each.
+
+    Args:
+        config: The model.
+        devices: Devices that share the model. A Laneformer's lanes must divide evenly among them.
+        blocks: Blocks per device; at most one per tile of hidden rows.
+        tile: Weight tile format; None takes the CPU's.
+        kv_splits: Blocks among which one KV head's positions are spread; None takes just enough to employ all.
+
+    Returns:
+        The plan; equal arguments give equal plans.
+
+    Raises:
+        ConfigError: The model cannot be cut like this; the message says what would work.
+    """
+    return _make_plan(config, devices, blocks, tile or TileFormat(), kv_splits)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_plan(
+    config: ModelConfig, devices: int, blocks: int, tile: TileFormat, kv_splits: int | None
+) -> Plan:
+    _check_shape(config, devices, blocks, tile)
+    hidden_tiles = tile.row_tiles(config.hidden_size)
+    hidden = _spans(even_counts(hidden_tiles, blocks))
+    shares = _device_shares(config, devices, tile)
+    if kv_splits is None:
+        busiest = max(1, *(share.kv_heads.count for share in shares))
+        kv_splits = math.ceil(blocks / busiest)
+    if kv_splits < 1:
+        raise ConfigError(f"kv_splits is {kv_splits}, must be at least 1")
+    plans = tuple(_device_plan(config, share, blocks, tile, hidden, kv_splits) for share in shares)
+    return Plan(
+        config=config,
+        num_devices=devices,
+        num_blocks=blocks,
+        tile=tile,
+        kv_splits=kv_splits,
+        kv_chunk=16,
+        devices=plans,
+        hidden=hidden,
+    )
+
+
+def _check_shape(config: ModelConfig, devices: int, blocks: int, tile: TileFormat) -> None:
+    if not 1 <= devices <= MAX_DEVICES:
+        raise ConfigError(f"devices is {devices}, must be between 1 and {MAX_DEVICES}")
+    if config.lanes is not None and config.num_lanes % devices:
+        fits = [n for n in range(1, config.num_lanes + 1) if config.num_lanes % n == 0]
+        raise ConfigError(f"{config.num_lanes} lanes do not divide over {devices} devices; use one of {fits}")
+    if blocks < 1:
+        raise ConfigError(f"blocks is {blocks}, must be at least 1")
+    most = tile.row_tiles(config.hidden_size)
+    if blocks > most:
+        raise ConfigError(
+            f"{blocks} blocks are too many for hidden_size {config.hidden_size}: every block must own a tile of "
+            f"{tile.rows} hidden rows, so at most {most}"
+        )
+    if config.lanes is None:
+        # Every device needs a share of the neurons and the vocabulary; heads may run out.
+        most = min(config.intermediate_size, tile.row_tiles(config.vocab_size))
+        if devices > most:
+            raise ConfigError(f"{devices} devices are too many for this model, at most {most}")
+
+
+@dataclass(frozen=True)
+class _Share:
+    lanes: Span
+    kv_heads: Span
+    neurons: Span
+    vocab: Span
+
+
+def _device_shares(config: ModelConfig, devices: int, tile: TileFormat) -> list[_Share]:
+    if config.lanes is not None:
+        lanes, heads, neurons = (
+            _spans([total // devices] * devices)
+            for total in (config.num_lanes, config.num_kv_heads, config.intermediate_size)
+        )
+    else:
+        lanes = (Span(0, 1),) * devices
+        heads = _spans(even_counts(config.num_kv_heads, devices))
+        neurons = _spans(_neuron_counts(config, [span.count for span in heads], tile))
+    if config.lanes is not None and config.lanes.head == "per_lane":
+        vocab = _spans([config.vocab_size // devices] * devices)
+    else:
+        tiles = even_counts(tile.row_tiles(config.vocab_size), devices)
+        vocab = _clip(_spans([count * tile.rows for count in tiles]), config.vocab_size)
+    return [_Share(*share) for share in zip(lanes, heads, neurons, vocab, strict=True)]
+
+
+def _neuron_counts(config: ModelConfig, kv_heads: Sequence[int], tile: TileFormat) -> list[int]:
+    """Cuts the neurons so that attention and feed-forward together weigh the same on every device.
+
+    Whole chunks of ``tile.cols`` neurons travel together, because they are columns of the down projection.
+    """
+    per_head = config.head_dim * config.hidden_size * (2 + 2 * config.queries_per_kv)
+    per_unit = 3 * config.hidden_size * tile.cols
+    units = config.intermediate_size // tile.cols
+    if units < len(kv_heads):
+        return even_counts(config.intermediate_size, len(kv_heads))
+    counts = fill([heads * per_head for heads in kv_heads], units, per_unit, at_least=1)
+    neurons = [count * tile.cols for count in counts]
+    neurons[-1] += config.intermediate_size - sum(neurons)
+    return neurons
+
+
+def _device_plan(
+    config: ModelConfig, share: _Share, blocks: int, tile: TileFormat, hidden: tuple[Span, ...], kv_splits: int
+) -> DevicePlan:
+    lanes = share.lanes.count
+    heads_per_lane = share.kv_heads.count // lanes
+    neurons_per_lane = share.neurons.count // lanes
+    hidden_size = config.hidden_size
+    per_lane_head = config.lanes is not None and config.lanes.head == "per_lane"
+
+    def column_parallel(name: StageName, rows: int, stage_lanes: int) -> tuple[int, int, Stage]:
+        tiles = tile.row_tiles(rows) * stage_lanes
+        words = tile.rows * tile.padded_cols(hidden_size)
+        return tiles, words, Stage(name, rows, hidden_size, stage_lanes, False, tiles, words, (), ())
+
+    def row_parallel(name: StageName, cols: int) -> tuple[int, int, Stage]:
+        tiles = tile.row_tiles(hidden_size)
+        words = tile.rows * lanes * tile.padded_cols(cols)
+        return tiles, words, Stage(name, hidden_size, cols, lanes, True, tiles, words, (), ())
+
+    attention_width = heads_per_lane * config.queries_per_kv * config.head_dim
+    qkv_rows = heads_per_lane * (config.queries_per_kv + 2) * config.head_dim
+    drafts = {
+        "qkv": column_parallel("qkv", qkv_rows, lanes),
+        "o": row_parallel("o", attention_width),
+        # Gate and up rows alternate in half tiles, so that one tile holds whole neurons.
+        "up": column_parallel("up", 2 * _round_up(neurons_per_lane, tile.rows // 2), lanes),
+        "down": row_parallel("down", neurons_per_lane),
+        "head": column_parallel(
+            "head", share.vocab.count // (lanes if per_lane_head else 1), lanes if per_lane_head else 1
+        ),
+    }
+
+    # Hidden rows are the same for o and down; qkv and up even out the layer, the head evens out the token.
+    counts: dict[str, list[int]] = {name: [span.count for span in hidden] for name in ("o", "down")}
+    load = [sum(counts[name][block] * drafts[name][1] for name in counts) for block in range(blocks)]
+    for name in ("qkv", "up"):
+        tiles, words, _ = drafts[name]
+        counts[name] = fill(load, tiles, words)
+        load = [done + count * words for done, count in zip(load, counts[name], strict=True)]
+    tiles, words, _ = drafts["head"]
+    counts["head"] = fill([done * config.num_layers for done in load], tiles, words)
+
+    position = [0] * blocks
+    stages: dict[StageName, Stage] = {}
+    for name in STAGES:
+        tiles, words, draft = drafts[name]
+        if name == "head":
+            layer_words, position = max(position), [0] * blocks
+        stages[name] = Stage(
+            name=name,
+            rows=draft.rows,
+            cols=draft.cols,
+            lanes=draft.lanes,
+            row_parallel=draft.row_parallel,
+            tiles=tiles,
+            tile_words=words,
+            shares=_spans(counts[name]),
+            offsets=tuple(position),
+        )
+        position = [done + count * words for done, count in zip(position, counts[name], strict=True)]
+    return DevicePlan(
+        lanes=share.lanes,
+        kv_heads=share.kv_heads,
+        neurons=share.neurons,
+        vocab=share.vocab,
+        stages=stages,
+        layer_words=layer_words,
+        head_words=max(1, *position),
+        attention=_spans(even_counts(share.kv_heads.count * kv_splits, blocks)),
+    )
+
+
+def even_counts(total: int, parts: int) -> list[int]:
+    """Cuts ``total`` into ``parts`` counts that differ by at most one, larger ones first."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def fill(load: Sequence[int], items: int, weight: int, at_least: int = 0) -> list[int]:
+    """Hands out ``items`` of equal ``weight``, each to the part that carries least.
+
+    Args:
+        load: What each part carries already.
+        items: How many items to hand out; at least ``at_least * len(load)``.
+        weight: Load of one item.
+        at_least: Items every part gets in any case.
+
+    Returns:
+        Items per part.
+    """
+    counts = [at_least] * len(load)
+    heap = [(done + at_least * weight, part) for part, done in enumerate(load)]
+    heapq.heapify(heap)
+    for _ in range(items - at_least * len(load)):
+        done, part = heap[0]
+        counts[part] += 1
+        heapq.heapreplace(heap, (done + weight, part))
+    return counts
+
+
+def _spans(counts: Iterable[int]) -> tuple[Span, ...]:
+    first, spans = 0, []
+    for count in counts:
+        spans.append(Span(first, count))
+        first += count
+    return tuple(spans)
+
+
+def _clip(spans: tuple[Span, ...], total: int) -> tuple[Span, ...]:
+    return tuple(Span(span.first, min(span.stop, total) - span.first) for span in spans)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
