@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from importlib.machinery import ModuleSpec, PathFinder
+
+
+def _installed_spec() -> ModuleSpec | None:
+    """Returns where the installed package is, if a source checkout was imported in its place.
+
+    A checkout has a ``jax_mono/`` at its top that holds neither the compiled library nor
+    ``jax_mono.models``, and Python started there finds it first. Nothing but this file is then taken
+    from the checkout. An editable install maps everything itself and needs no help.
+    """
+    if importlib.util.find_spec("jax_mono.models") is not None:
+        return None
+    site_packages = importlib.metadata.distribution("jax-mono").locate_file("")
+    return PathFinder.find_spec("jax_mono", [str(site_packages)])
+
 
 try:
-    _distribution = importlib.metadata.distribution("jax-mono")
-    __version__ = _distribution.version
+    __version__ = importlib.metadata.version("jax-mono")
+    if (_installed := _installed_spec()) is not None:
+        __spec__, __path__ = _installed, _installed.submodule_search_locations
+        __file__ = _installed.origin
 except importlib.metadata.PackageNotFoundError:
-    _distribution = None
     __version__ = "0+unknown"
-
-
-def _submodule_path(path: list[str]) -> list[str]:
-    """Returns the directories that submodules are imported from.
-
-    A source checkout has a ``jax_mono/`` at its top that holds neither the compiled library nor
-    ``jax_mono.models``. Python started there finds it before the installed package, which then
-    takes over.
-
-    Args:
-        path: ``__path__`` as Python set it.
-    """
-    if _distribution is None or importlib.util.find_spec("jax_mono.models") is not None:
-        return path
-    installed = _distribution.locate_file("jax_mono")
-    return [str(installed)] if installed.joinpath("__init__.py").is_file() else path
-
-
-__path__ = _submodule_path(__path__)
