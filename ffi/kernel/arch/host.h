@@ -1,0 +1,190 @@
+// The host: one thread per block, 64-byte vectors through the compiler's vector types.
+//
+// This header is compiled once per instruction set (ffi/host/program_*.cc); MONO_VARIANT names the namespace, so that
+// no inline function of one instruction set can stand in for another's. It needs no standard header for the same
+// reason.
+#pragma once
+
+#include "../types.h"
+
+#if defined(__AVX512BF16__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#include <sched.h>
+#include <time.h>
+
+#define MONO_DEVICE inline
+
+namespace mono::MONO_VARIANT::arch {
+
+// ---- lanes of a block --------------------------------------------------------------------------------------------
+
+// A block is one thread, so "each of the block's threads takes a part" is a plain loop.
+template <class Body>
+MONO_DEVICE void for_each(int count, Body body) {
+  for (int i = 0; i < count; ++i) body(i);
+}
+
+// ---- words of the exchange memory --------------------------------------------------------------------------------
+
+using Word = u64;
+
+// Atomic, with no ordering of its own: a word carries everything that its reader needs.
+MONO_DEVICE void store_word(Word* at, Word word) { __atomic_store_n(at, word, __ATOMIC_RELAXED); }
+MONO_DEVICE Word load_word(const Word* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+
+template <class T>
+MONO_DEVICE T load_acquire(const T* at) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+template <class T>
+MONO_DEVICE void store_release(T* at, T value) {
+  __atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+MONO_DEVICE bool claim(i32* at) {
+  i32 expected = 0;
+  return __atomic_compare_exchange_n(at, &expected, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+MONO_DEVICE void pause() {
+#if defined(__SSE2__)
+  _mm_pause();
+#endif
+}
+// With fewer cores than blocks the writer may need this very core.
+MONO_DEVICE void yield() { sched_yield(); }
+
+MONO_DEVICE i64 nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return i64(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
+// ---- numbers ------------------------------------------------------------------------------------------------------
+
+MONO_DEVICE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
+MONO_DEVICE float bits_float(u32 x) { return __builtin_bit_cast(float, x); }
+
+MONO_DEVICE float to_float(float x) { return x; }
+MONO_DEVICE float to_float(bf16 x) { return bits_float(u32(x.bits) << 16); }
+
+// Round to nearest even, as XLA does; NaN stays NaN.
+MONO_DEVICE void from_float(float x, float& out) { out = x; }
+MONO_DEVICE void from_float(float x, bf16& out) {
+  u32 bits = float_bits(x);
+  bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  out.bits = nan ? u16((bits >> 16) | 0x40) : u16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+template <class T>
+MONO_DEVICE float rounded(float x) {
+  T out;
+  from_float(x, out);
+  return to_float(out);
+}
+
+// ---- vectors ------------------------------------------------------------------------------------------------------
+
+typedef float Vec16 __attribute__((vector_size(64)));
+typedef u32 Vec16u __attribute__((vector_size(64)));
+typedef u16 Vec16h __attribute__((vector_size(32)));
+
+MONO_DEVICE float sum(const Vec16& v) {
+  float part[8];
+  for (int i = 0; i < 8; ++i) part[i] = v[i] + v[i + 8];
+  for (int step = 4; step; step /= 2)
+    for (int i = 0; i < step; ++i) part[i] += part[i + step];
+  return part[0];
+}
+MONO_DEVICE void load(const float* at, Vec16& out) { __builtin_memcpy(&out, at, sizeof out); }
+MONO_DEVICE void load(const bf16* at, Vec16& out) {
+  Vec16h raw;
+  __builtin_memcpy(&raw, at, sizeof raw);
+  Vec16u wide = __builtin_convertvector(raw, Vec16u) << 16;
+  __builtin_memcpy(&out, &wide, sizeof out);
+}
+
+// How far ahead of its use a weight is fetched: what one core needs in flight, measured on Zen 4.
+constexpr int kPrefetchBytes = 8192;
+
+constexpr int kTileRows = 8, kTileCols = 32;
+
+// Products of one tile (kTileRows rows of `chunks` chunks of kTileCols) with an activation vector. Activations are
+// stored in the weight type, which is what the products round them to on every target.
+template <class T>
+MONO_DEVICE void dot_tile(const T* tile, const T* x, int chunks, float* out) {
+  Vec16 acc[kTileRows] = {};
+  for (int c = 0; c < chunks; ++c) {
+    Vec16 x0, x1;
+    load(x + c * kTileCols, x0);
+    load(x + c * kTileCols + 16, x1);
+    for (int r = 0; r < kTileRows; ++r) {
+      const T* w = tile + (c * kTileRows + r) * kTileCols;
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes);
+      Vec16 w0, w1;
+      load(w, w0);
+      load(w + 16, w1);
+      acc[r] += w0 * x0;
+      acc[r] += w1 * x1;
+    }
+  }
+  for (int r = 0; r < kTileRows; ++r) out[r] = sum(acc[r]);
+}
+
+#if defined(__AVX512BF16__)
+template <>
+MONO_DEVICE void dot_tile<bf16>(const bf16* tile, const bf16* x, int chunks, float* out) {
+  __m512 acc[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) acc[r] = _mm512_setzero_ps();
+  for (int c = 0; c < chunks; ++c) {
+    __m512bh xs = (__m512bh)_mm512_loadu_si512(x + c * kTileCols);
+    for (int r = 0; r < kTileRows; ++r) {
+      const bf16* w = tile + (c * kTileRows + r) * kTileCols;
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes);
+      acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_loadu_si512(w), xs);
+    }
+  }
+  for (int r = 0; r < kTileRows; ++r) {
+    Vec16 v;
+    __builtin_memcpy(&v, &acc[r], sizeof v);
+    out[r] = sum(v);
+  }
+}
+#endif
+
+// q . k over one head.
+template <class T>
+MONO_DEVICE float dot_head(const float* q, const T* k, int size) {
+  Vec16 acc = {};
+  int i = 0;
+  for (; i + 16 <= size; i += 16) {
+    Vec16 a, b;
+    load(q + i, a);
+    load(k + i, b);
+    acc += a * b;
+  }
+  float total = sum(acc);
+  for (; i < size; ++i) total += q[i] * to_float(k[i]);
+  return total;
+}
+
+// out += p * v over one head.
+template <class T>
+MONO_DEVICE void add_scaled(float* out, float p, const T* v, int size) {
+  int i = 0;
+  for (; i + 16 <= size; i += 16) {
+    Vec16 a, b;
+    load(out + i, a);
+    load(v + i, b);
+    a += p * b;
+    __builtin_memcpy(out + i, &a, sizeof a);
+  }
+  for (; i < size; ++i) out[i] += p * to_float(v[i]);
+}
+
+MONO_DEVICE float sum_of_squares(const float* x, int size) {
+  return dot_head(x, x, size);
+}
+
+MONO_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
+
+}  // namespace mono::MONO_VARIANT::arch

@@ -1,0 +1,99 @@
+// One call of the resident program: what the host hands to the blocks of a device.
+#pragma once
+
+#include "plan.h"
+
+namespace mono {
+
+enum Mode : i32 { kGenerate, kScore };
+
+// Why a generation ended; jax_mono/decode.py mirrors the names.
+enum Finish : i32 { kLength, kStop, kCancelled, kDeadline, kNotFinite };
+
+// The hand-offs, for error messages and fault injection; jax_mono/native.py mirrors the names.
+enum Channel : i32 {
+  kQkvRows,
+  kAttentionParts,
+  kAttentionResidual,
+  kActivations,
+  kMlpResidual,
+  kAttentionInbox,
+  kMlpInbox,
+  kFinalInbox,
+  kFinalSum,
+  kSummary,
+  kLogits,
+  kChoice,
+  kChannels
+};
+
+// What to generate, or what to score. Arrays belong to the caller.
+struct Request {
+  Mode mode;
+  i32 position;     // of the first token fed
+  i32 first_token;  // first token fed; scoring feeds forced[] instead
+  i32 budget;       // steps at most
+  i32 top_k;        // 0: all
+  i32 top_n;        // alternatives to report per token
+  float temperature, top_p, min_p, repetition_penalty;
+  u32 seed[2];
+  const i32* stops;  // tokens that end the generation; negative entries are padding
+  i32 num_stops;
+  const i32* history;  // tokens that the repetition penalty has seen; negative entries are padding
+  i32 num_history;
+  const i32* forced;  // scoring: the tokens to feed
+};
+
+// Where a device's blocks write; every device writes the same tokens.
+struct Outputs {
+  i32* tokens;          // [budget]
+  float* logprobs;      // [budget]
+  i32* top_ids;         // [budget, top_n]
+  float* top_logprobs;  // [budget, top_n]
+  float* logits;        // scoring: [budget, max_vocab], this device's rows; or null
+  i32* status;          // [2]: steps done, Finish
+};
+
+// A conversation with the host while the call runs. The host side lives in ffi/host/session.h.
+struct Session {
+  i64 deadline;  // nanoseconds on the monotonic clock, 0 for none
+  i32 cancel;    // set by the host
+  i32 capacity;  // of the arrays below
+  i32 produced;  // tokens readable; released after the token is written
+  i32* tokens;
+  float* logprobs;
+};
+
+// Shared by all blocks of all devices of a call.
+struct Control {
+  i64 wait_limit;  // nanoseconds that one wait may last
+  i32 aborted;     // set once the fields below are written
+  i32 claimed;     // taken by the first block that fails
+  i32 device, block, layer, channel, epoch;
+  // Fault injection for tests: the hand-off of this block that gets lost; device -1 for none.
+  i32 lost_device, lost_block, lost_layer, lost_channel;
+};
+
+// Everything the blocks of one device work on.
+struct Call {
+  explicit Call(const Plan& p) : plan(p) {}
+
+  Plan plan;
+  i32 device = 0;
+  i32 kv_capacity = 0;
+  const void* layers = nullptr;  // [blocks, layers, layer_words]
+  const void* head = nullptr;    // [blocks, head_words]
+  const float* constants = nullptr;
+  const void* embed = nullptr;  // [vocab, hidden]
+  const float* rope = nullptr;  // [kv_capacity, head_dim / 2, 2] cosines and sines
+  void* k_cache = nullptr;      // [layers, max_kv_heads, kv_capacity, head_dim]
+  void* v_cache = nullptr;
+  u64* exchange[kMaxDevices] = {};  // exchange memory of every device; [device] is the own one
+  u64* scratch = nullptr;                // of this device's blocks, scratch_words(...) each
+  Control* control = nullptr;
+  Session* session = nullptr;  // may be null
+  Request request = {};
+  Outputs outputs = {};
+};
+
+}  // namespace mono

@@ -1,0 +1,219 @@
+"""The custom call: one traced operation that runs the whole token loop.
+
+This is the only place that knows the operand order of ``ffi/host/handlers.cc``.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jax_mono import native, settings
+from jax_mono.plan import Plan
+from jax_mono.prefill import AXIS
+from jax_mono.record import plan_record
+from jax_mono.tape import Tapes
+
+Array = jax.Array
+
+
+class Mode(enum.IntEnum):
+    """What the call does; mirrors ``Mode`` in ffi/kernel/call.h."""
+
+    GENERATE = 0
+    SCORE = 1
+
+
+@dataclass(frozen=True)
+class LostHandoff:
+    """Fault injection for tests: one block's share of one hand-off never arrives.
+
+    Attributes:
+        device: The device that should have published.
+        block: Its block.
+        layer: The layer.
+        channel: A name from :data:`jax_mono.native.CHANNELS`.
+    """
+
+    device: int
+    block: int
+    layer: int
+    channel: str
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CallRequest:
+    """Operands that say what to do; all may be traced.
+
+    Attributes:
+        position: int32 [], position of the first token fed.
+        first_token: int32 [], the first token fed when generating.
+        budget: int32 [], steps at most.
+        session: int32 [], number of a streaming session, 0 for none.
+        seed: uint32 [2].
+        temperature: float32 [], 0 for greedy.
+        top_k: int32 [], 0 for all.
+        top_p: float32 [].
+        min_p: float32 [].
+        repetition_penalty: float32 [].
+        stops: int32 [any], negative entries are padding.
+        history: int32 [any], what the repetition penalty has seen; negative entries are padding.
+        forced: int32 [room] when scoring, else [0].
+    """
+
+    position: Array
+    first_token: Array
+    budget: Array
+    session: Array
+    seed: Array
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    repetition_penalty: Array
+    stops: Array
+    history: Array
+    forced: Array
+
+    def words(self) -> tuple[Array, Array]:
+        """The scalar operands in the order of ``IntWord`` and ``FloatWord`` in ffi/host/handlers.cc."""
+        seed = jax.lax.bitcast_convert_type(jnp.asarray(self.seed, jnp.uint32), jnp.int32)
+        ints = [self.position, self.first_token, self.budget, self.top_k, self.session, seed[0], seed[1]]
+        floats = [self.temperature, self.top_p, self.min_p, self.repetition_penalty]
+        return (
+            jnp.stack([jnp.asarray(value, jnp.int32) for value in ints]),
+            jnp.stack([jnp.asarray(value, jnp.float32) for value in floats]),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CallResult:
+    """What the call returns. D devices; all devices report the same tokens.
+
+    Attributes:
+        tokens: int32 [D, room]; entries beyond ``status[:, 0]`` are undefined.
+        logprobs: float32 [D, room], natural logarithms under the unmodified distribution.
+        top_ids: int32 [D, room, top_n].
+        top_logprobs: float32 [D, room, top_n].
+        logits: float32 [D, room or 0, max_vocab], each device's rows; only when scoring.
+        status: int32 [D, 2], steps done and why it ended.
+        k_cache: [D, num_layers, max_kv_heads, S, head_dim], updated in place.
+        v_cache: The same for values.
+    """
+
+    tokens: Array
+    logprobs: Array
+    top_ids: Array
+    top_logprobs: Array
+    logits: Array
+    status: Array
+    k_cache: Array
+    v_cache: Array
+
+
+def resident_call(
+    plan: Plan,
+    tapes: Tapes,
+    rope: Array,
+    k_cache: Array,
+    v_cache: Array,
+    request: CallRequest,
+    *,
+    mode: Mode,
+    room: int,
+    top_n: int = 0,
+    logits: bool = False,
+    mesh: Mesh | None = None,
+    lost: LostHandoff | None = None,
+) -> CallResult:
+    """Runs the resident program.
+
+    Args:
+        plan: The plan that the tapes were packed for.
+        tapes: The weights.
+        rope: float32 [S, head_dim / 2, 2].
+        k_cache: [D, num_layers, max_kv_heads, S, head_dim]; donate it to have it updated in place.
+        v_cache: The same for values.
+        request: What to do.
+        mode: Generate, or score given tokens.
+        room: Length of the token outputs.
+        top_n: Alternatives to report per token.
+        logits: Whether scoring returns all logits.
+        mesh: None runs all devices of the plan in one call on one JAX device (lane threads); a 1-D mesh with axis
+            ``devices`` runs one call per JAX device.
+        lost: Fault injection for tests.
+
+    Returns:
+        The outputs.
+    """
+    native.register()
+    ints, floats = request.words()
+    operands = (tapes.layers, tapes.head, tapes.constants, tapes.embed, rope, k_cache, v_cache)
+    operands += (ints, floats, request.stops, request.history, request.forced)
+    call = functools.partial(
+        _local_call, plan=plan, mode=mode, room=room, top_n=top_n, logits=logits, lost=lost
+    )
+    if mesh is None:
+        return CallResult(*call(jnp.zeros((1,), jnp.int32), *operands))
+    cut, whole = P(AXIS), P()
+    specs = (cut, cut, cut, whole, whole, cut, cut, *[whole] * 5)
+
+    def per_device(*local: Array) -> tuple[Array, ...]:
+        return call(jax.lax.axis_index(AXIS).astype(jnp.int32)[None], *local)
+
+    outputs = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)(*operands)
+    return CallResult(*outputs)
+
+
+def _local_call(
+    index: Array,
+    *operands: Array,
+    plan: Plan,
+    mode: Mode,
+    room: int,
+    top_n: int,
+    logits: bool,
+    lost: LostHandoff | None,
+) -> Sequence[Array]:
+    devices = operands[0].shape[0]
+    k_cache, v_cache = operands[5:7]
+
+    def out(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((devices, *shape), dtype)
+
+    fault = [] if lost is None else [lost.device, lost.block, lost.layer, native.CHANNELS.index(lost.channel)]
+    call = jax.ffi.ffi_call(
+        native.TARGET,
+        (
+            out(jnp.int32, room),
+            out(jnp.float32, room),
+            out(jnp.int32, room, top_n),
+            out(jnp.float32, room, top_n),
+            out(jnp.float32, room if logits else 0, plan.max_vocab),
+            out(jnp.int32, 2),
+            jax.ShapeDtypeStruct(k_cache.shape, k_cache.dtype),
+            jax.ShapeDtypeStruct(v_cache.shape, v_cache.dtype),
+        ),
+        has_side_effect=True,  # a session sees tokens while the call runs
+        input_output_aliases={5: 6, 6: 7},
+    )
+    return call(
+        *operands,
+        index,
+        plan=plan_record(plan),
+        mode=np.int32(mode),
+        wait_limit_ms=np.int32(settings.wait_limit_ms()),
+        meeting_limit_ms=np.int32(settings.meeting_limit_ms()),
+        fault=np.asarray(fault, np.int32),
+    )

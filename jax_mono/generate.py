@@ -1,0 +1,283 @@
+"""Generation as a pure, traceable function: prompt in, tokens and KV cache out.
+
+``generate`` composes with ``jax.jit``, donation and ``jax.export``. A cache remembers the whole conversation, so the
+next call only brings what is new; :class:`jax_mono.Decoder` wraps this with checks, buckets and streaming.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from jax_mono.call import CallRequest, LostHandoff, Mode, resident_call
+from jax_mono.models.rope import rope_table
+from jax_mono.plan import Plan
+from jax_mono.prefill import AXIS, prefill_chunk
+from jax_mono.sampling import GREEDY, Sampling
+from jax_mono.tape import Tapes
+
+Array = jax.Array
+
+PREFILL_CHUNK = 256
+"""Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
+
+
+class Finish(enum.IntEnum):
+    """Why a generation ended; mirrors ``Finish`` in ffi/kernel/call.h."""
+
+    LENGTH = 0
+    STOP = 1
+    CANCELLED = 2
+    DEADLINE = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """A conversation: its tokens, and their keys and values as far as they were fed.
+
+    Attributes:
+        k: [D, num_layers, max_kv_heads, S, head_dim] in the weight dtype.
+        v: The same for values.
+        tokens: int32 [S], the conversation; -1 where there is none yet.
+        end: int32 [], tokens in the conversation.
+        fed: int32 [], tokens whose keys and values are in the cache.
+    """
+
+    k: Array
+    v: Array
+    tokens: Array
+    end: Array
+    fed: Array
+
+    @property
+    def capacity(self) -> int:
+        """Positions that fit, S."""
+        return self.k.shape[3]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Generation:
+    """What a generation gave.
+
+    Attributes:
+        tokens: int32 [room]; the first ``count`` are the generated tokens, a stop token included; the rest is -1.
+        count: int32 [].
+        finish: int32 [], a :class:`Finish`.
+        logprobs: float32 [room], of the chosen tokens, under the model's unmodified distribution.
+        top_ids: int32 [room, top_n], the most likely tokens, best first.
+        top_logprobs: float32 [room, top_n].
+        cache: The conversation, ready for the next call.
+    """
+
+    tokens: Array
+    count: Array
+    finish: Array
+    logprobs: Array
+    top_ids: Array
+    top_logprobs: Array
+    cache: Cache
+
+
+def empty_cache(plan: Plan, capacity: int, dtype: jnp.dtype) -> Cache:
+    """A cache for ``capacity`` positions."""
+    config = plan.config
+    shape = (plan.num_devices, config.num_layers, plan.max_kv_heads, capacity, config.head_dim)
+    return Cache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        tokens=jnp.full((capacity,), -1, jnp.int32),
+        end=jnp.zeros((), jnp.int32),
+        fed=jnp.zeros((), jnp.int32),
+    )
+
+
+def generate(
+    plan: Plan,
+    tapes: Tapes,
+    cache: Cache,
+    prompt: Array,
+    key: Array,
+    *,
+    room: int,
+    length: ArrayLike | None = None,
+    budget: ArrayLike | None = None,
+    sampling: Sampling = GREEDY,
+    stops: Array | None = None,
+    session: ArrayLike = 0,
+    top_n: int = 0,
+    mesh: Mesh | None = None,
+    lost: LostHandoff | None = None,
+) -> Generation:
+    """Appends a prompt to a conversation and generates what follows.
+
+    Under ``jax.jit`` make ``plan``, ``room``, ``top_n`` and ``mesh`` static and donate ``cache``; everything else
+    may change without recompiling, except the shapes of ``prompt`` and ``stops``.
+
+    Args:
+        plan: The plan that the tapes were packed for.
+        tapes: The weights.
+        cache: The conversation so far.
+        prompt: int32 [P], new tokens; entries from ``length`` on are padding.
+        key: A JAX random key; its last 64 bits seed the sampling.
+        room: Tokens that the outputs have room for.
+        length: Tokens in ``prompt``, at least 1 if nothing waits in the cache; None means all of P.
+        budget: Tokens to generate at most, between 1 and ``room``; None means ``room``.
+        sampling: How to draw tokens.
+        stops: int32 [any], tokens that end the generation; negative entries are padding.
+        session: Number of an open :class:`jax_mono.native.Session`, 0 for none.
+        top_n: Alternatives to report per token.
+        mesh: See :func:`jax_mono.call.resident_call`.
+        lost: Fault injection for tests.
+
+    Returns:
+        The generation.
+
+    Raises:
+        jax.errors.JaxRuntimeError: When the call runs: a token outside the vocabulary, a conversation longer than the
+            cache, or a hand-off that got lost.
+    """
+    rope = jnp.asarray(rope_table(plan.config, cache.capacity))
+    count = jnp.asarray(prompt.shape[0] if length is None else length, jnp.int32)
+    places = jnp.arange(prompt.shape[0], dtype=jnp.int32)
+    where = jnp.where(places < count, cache.end + places, cache.capacity)
+    tokens = cache.tokens.at[where].set(prompt, mode="drop")
+    end = cache.end + count
+
+    k, v = _prefill(plan, tapes, rope, cache, tokens, end - 1, min(prompt.shape[0], PREFILL_CHUNK), mesh)
+    request = CallRequest(
+        position=end - 1,
+        first_token=tokens[end - 1],
+        budget=jnp.asarray(room if budget is None else budget, jnp.int32),
+        session=jnp.asarray(session, jnp.int32),
+        seed=_seed(key),
+        temperature=jnp.asarray(sampling.temperature, jnp.float32),
+        top_k=jnp.asarray(sampling.top_k, jnp.int32),
+        top_p=jnp.asarray(sampling.top_p, jnp.float32),
+        min_p=jnp.asarray(sampling.min_p, jnp.float32),
+        repetition_penalty=jnp.asarray(sampling.repetition_penalty, jnp.float32),
+        stops=jnp.full((1,), -1, jnp.int32) if stops is None else jnp.asarray(stops, jnp.int32),
+        history=tokens,
+        forced=jnp.zeros((0,), jnp.int32),
+    )
+    result = resident_call(
+        plan, tapes, rope, k, v, request, mode=Mode.GENERATE, room=room, top_n=top_n, mesh=mesh, lost=lost
+    )
+    steps = result.status[0, 0]
+    places = jnp.arange(room, dtype=jnp.int32)
+    generated = jnp.where(places < steps, result.tokens[0], -1)
+    tokens = tokens.at[jnp.where(places < steps, end + places, cache.capacity)].set(generated, mode="drop")
+    return Generation(
+        tokens=generated,
+        count=steps,
+        finish=result.status[0, 1],
+        logprobs=jnp.where(places < steps, result.logprobs[0], 0.0),
+        top_ids=result.top_ids[0],
+        top_logprobs=result.top_logprobs[0],
+        cache=Cache(result.k_cache, result.v_cache, tokens, end=end + steps, fed=end - 1 + steps),
+    )
+
+
+def score(
+    plan: Plan,
+    tapes: Tapes,
+    cache: Cache,
+    tokens: Array,
+    *,
+    logits: bool = True,
+    top_n: int = 0,
+    mesh: Mesh | None = None,
+    lost: LostHandoff | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """Feeds given tokens from position 0 through the resident program (teacher forcing).
+
+    Args:
+        plan: The plan that the tapes were packed for.
+        tapes: The weights.
+        cache: An empty cache with room for all tokens; only its memory is used.
+        tokens: int32 [T].
+        logits: Whether to return all logits; they take 4 T vocab bytes.
+        top_n: Alternatives to report per token.
+        mesh: See :func:`jax_mono.call.resident_call`.
+        lost: Fault injection for tests.
+
+    Returns:
+        Logits, float32 [T, vocab] (or [0, vocab]); log-probabilities of ``tokens[1:]``, float32 [T - 1]; and the
+        alternatives at every position, int32 and float32 [T, top_n].
+    """
+    rope = jnp.asarray(rope_table(plan.config, cache.capacity))
+    room = tokens.shape[0]
+    nothing = jnp.full((1,), -1, jnp.int32)
+    request = CallRequest(
+        position=jnp.int32(0),
+        first_token=tokens[0],
+        budget=jnp.int32(room),
+        session=jnp.int32(0),
+        seed=jnp.zeros((2,), jnp.uint32),
+        temperature=jnp.float32(0.0),
+        top_k=jnp.int32(0),
+        top_p=jnp.float32(1.0),
+        min_p=jnp.float32(0.0),
+        repetition_penalty=jnp.float32(1.0),
+        stops=nothing,
+        history=nothing,
+        forced=jnp.asarray(tokens, jnp.int32),
+    )
+    result = resident_call(
+        plan,
+        tapes,
+        rope,
+        cache.k,
+        cache.v,
+        request,
+        mode=Mode.SCORE,
+        room=room,
+        top_n=top_n,
+        logits=logits,
+        mesh=mesh,
+        lost=lost,
+    )
+    rows = [result.logits[index, :, : share.vocab.count] for index, share in enumerate(plan.devices)]
+    return jnp.concatenate(rows, axis=1), result.logprobs[0, : room - 1], result.top_ids[0], result.top_logprobs[0]
+
+
+def _prefill(
+    plan: Plan, tapes: Tapes, rope: Array, cache: Cache, tokens: Array, stop: Array, chunk: int, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    """Writes keys and values of ``tokens[cache.fed : stop]``, ``chunk`` at a time."""
+
+    def on_device(layers: Array, constants: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            start, k, v = state
+            positions = start + jnp.arange(chunk, dtype=jnp.int32)
+            fed = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
+            positions = jnp.where(positions < stop, positions, cache.capacity)
+            k, v = prefill_chunk(plan, layers, constants, tapes.embed, rope, k, v, fed, positions)
+            return start + chunk, k, v
+
+        _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (cache.fed, k, v))
+        return k, v
+
+    operands = (tapes.layers, tapes.constants, cache.k, cache.v)
+    if mesh is None:
+        return jax.vmap(on_device, axis_name=AXIS)(*operands)
+    local = jax.shard_map(
+        lambda *shares: tuple(out[None] for out in on_device(*(share[0] for share in shares))),
+        mesh=mesh,
+        in_specs=P(AXIS),
+        out_specs=P(AXIS),
+        check_vma=False,
+    )
+    return local(*operands)
+
+
+def _seed(key: Array) -> Array:
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return jnp.asarray(data, jnp.uint32).reshape(-1)[-2:]

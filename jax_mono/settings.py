@@ -1,0 +1,48 @@
+"""Environment variables, all in one place.
+
+==============================  ==========================================================================
+``JAX_MONO_LIBRARY``            Path of ``libjax_mono.so`` to load instead of the installed one.
+``JAX_MONO_CPU``                CPU variant to use: ``avx512bf16``, ``avx512``, ``avx2`` or ``portable``.
+                                Default: the best one that this processor runs.
+``JAX_MONO_BLOCKS``             Blocks (threads) per device on CPU. Default: the cores of this process,
+                                shared among the devices.
+``JAX_MONO_WAIT_LIMIT_MS``      How long one wait inside a running call may last. Default: 20000.
+``JAX_MONO_MEETING_LIMIT_MS``   How long the devices of a call wait for each other to start. Default: 8000,
+                                below the 10 s after which XLA gives up on its own.
+==============================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def library_override() -> Path | None:
+    """``JAX_MONO_LIBRARY``, or None."""
+    value = os.environ.get("JAX_MONO_LIBRARY")
+    return Path(value) if value else None
+
+
+def wait_limit_ms() -> int:
+    """``JAX_MONO_WAIT_LIMIT_MS`` in milliseconds."""
+    return _positive("JAX_MONO_WAIT_LIMIT_MS", 20_000)
+
+
+def meeting_limit_ms() -> int:
+    """``JAX_MONO_MEETING_LIMIT_MS`` in milliseconds."""
+    return _positive("JAX_MONO_MEETING_LIMIT_MS", 8_000)
+
+
+def default_blocks(devices: int) -> int:
+    """Blocks per device: ``JAX_MONO_BLOCKS``, or this process's cores shared among ``devices``."""
+    return _positive("JAX_MONO_BLOCKS", max(1, len(os.sched_getaffinity(0)) // devices))
+
+
+def _positive(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise ValueError(f"{name} is {text!r}, must be a positive whole number")
+    return int(text)
