@@ -14,6 +14,7 @@ import jax
 import pytest
 
 import jax_mono
+from jax_mono import native
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -63,6 +64,11 @@ print(*(loaded() - before))
     brought = set(run_python(code, tmp_path).split())
     assert "libjax_mono" in brought
     assert brought <= {"libjax_mono", "libgcc_s", "libm", "libpthread", "libdl", "librt"}
+
+
+def test_native_code_is_loaded_from_the_installed_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_MONO_LIBRARY", raising=False)
+    assert native.library_path() == LIBRARY
 
 
 def test_models_are_part_of_the_package(tmp_path: Path) -> None:
