@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from importlib.machinery import ModuleSpec, PathFinder
@@ -27,3 +28,34 @@ try:
         __file__ = _installed.origin
 except importlib.metadata.PackageNotFoundError:
     __version__ = "0+unknown"
+
+# Loaded on first use: a command that only prints help should not wait for JAX.
+_EXPORTS = {
+    "Cache": "jax_mono.decode",
+    "Decoder": "jax_mono.decoder",
+    "Finish": "jax_mono.decode",
+    "GREEDY": "jax_mono.sampling",
+    "Generation": "jax_mono.decode",
+    "Lanes": "jax_mono.config",
+    "ModelConfig": "jax_mono.config",
+    "Output": "jax_mono.decoder",
+    "Plan": "jax_mono.plan",
+    "Sampling": "jax_mono.sampling",
+    "Scores": "jax_mono.decoder",
+    "Tapes": "jax_mono.tape",
+    "Token": "jax_mono.stream",
+    "TokenStream": "jax_mono.stream",
+    "empty_cache": "jax_mono.decode",
+    "generate": "jax_mono.decode",
+    "load": "jax_mono.loading",
+    "make_plan": "jax_mono.plan",
+    "pack": "jax_mono.packing",
+    "score": "jax_mono.decode",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

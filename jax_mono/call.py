@@ -99,15 +99,15 @@ class CallRequest:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CallResult:
-    """What the call returns. D devices; all devices report the same tokens.
+    """What the call returns. D devices; all of them report the same tokens, so those have no device axis.
 
     Attributes:
-        tokens: int32 [D, room]; entries beyond ``status[:, 0]`` are undefined.
-        logprobs: float32 [D, room], natural logarithms under the unmodified distribution.
-        top_ids: int32 [D, room, top_n].
-        top_logprobs: float32 [D, room, top_n].
+        tokens: int32 [room]; entries beyond ``status[0]`` are undefined.
+        logprobs: float32 [room], natural logarithms under the unmodified distribution.
+        top_ids: int32 [room, top_n].
+        top_logprobs: float32 [room, top_n].
+        status: int32 [2], steps done and why it ended.
         logits: float32 [D, room or 0, max_vocab], each device's rows; only when scoring.
-        status: int32 [D, 2], steps done and why it ended.
         k_cache: [D, num_layers, max_kv_heads, S, head_dim], updated in place.
         v_cache: The same for values.
     """
@@ -116,8 +116,8 @@ class CallResult:
     logprobs: Array
     top_ids: Array
     top_logprobs: Array
-    logits: Array
     status: Array
+    logits: Array
     k_cache: Array
     v_cache: Array
 
@@ -133,7 +133,7 @@ def resident_call(
     mode: Mode,
     room: int,
     top_n: int = 0,
-    logits: bool = False,
+    want_logits: bool = False,
     mesh: Mesh | None = None,
     lost: LostHandoff | None = None,
 ) -> CallResult:
@@ -149,7 +149,7 @@ def resident_call(
         mode: Generate, or score given tokens.
         room: Length of the token outputs.
         top_n: Alternatives to report per token.
-        logits: Whether scoring returns all logits.
+        want_logits: Whether scoring returns all logits.
         mesh: None runs all devices of the plan in one call on one JAX device (lane threads); a 1-D mesh with axis
             ``devices`` runs one call per JAX device.
         lost: Fault injection for tests.
@@ -162,18 +162,21 @@ def resident_call(
     operands = (tapes.layers, tapes.head, tapes.constants, tapes.embed, rope, k_cache, v_cache)
     operands += (ints, floats, request.stops, request.history, request.forced)
     call = functools.partial(
-        _local_call, plan=plan, mode=mode, room=room, top_n=top_n, logits=logits, lost=lost
+        _local_call, plan=plan, mode=mode, room=room, top_n=top_n, want_logits=want_logits, lost=lost
     )
     if mesh is None:
-        return CallResult(*call(jnp.zeros((1,), jnp.int32), *operands))
+        *same, logits, k_cache, v_cache = call(jnp.zeros((1,), jnp.int32), *operands)
+        return CallResult(*(value[0] for value in same), logits, k_cache, v_cache)
     cut, whole = P(AXIS), P()
     specs = (cut, cut, cut, whole, whole, cut, cut, *[whole] * 5)
 
     def per_device(*local: Array) -> tuple[Array, ...]:
-        return call(jax.lax.axis_index(AXIS).astype(jnp.int32)[None], *local)
+        *same, logits, k_cache, v_cache = call(jax.lax.axis_index(AXIS).astype(jnp.int32)[None], *local)
+        return *(value[0] for value in same), jax.lax.all_gather(logits[0], AXIS), k_cache, v_cache
 
-    outputs = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)(*operands)
-    return CallResult(*outputs)
+    out_specs = (*[whole] * 6, cut, cut)
+    run = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+    return CallResult(*run(*operands))
 
 
 def _local_call(
@@ -183,7 +186,7 @@ def _local_call(
     mode: Mode,
     room: int,
     top_n: int,
-    logits: bool,
+    want_logits: bool,
     lost: LostHandoff | None,
 ) -> Sequence[Array]:
     devices = operands[0].shape[0]
@@ -200,8 +203,8 @@ def _local_call(
             out(jnp.float32, room),
             out(jnp.int32, room, top_n),
             out(jnp.float32, room, top_n),
-            out(jnp.float32, room if logits else 0, plan.max_vocab),
             out(jnp.int32, 2),
+            out(jnp.float32, room if want_logits else 0, plan.max_vocab),
             jax.ShapeDtypeStruct(k_cache.shape, k_cache.dtype),
             jax.ShapeDtypeStruct(v_cache.shape, v_cache.dtype),
         ),

@@ -2,13 +2,14 @@
 
 A hand-off moves the outcome of one stage from the blocks that computed it to the blocks that need it. Each value is
 published as one word that carries its own flag (``ffi/kernel/handoff.h`` has the contract). A *channel* is the array
-of words of one hand-off. Channels of a layer are not reused before the next token.
+of words of one hand-off. Every layer has channels of its own, reused by the next token only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -27,17 +28,19 @@ class Channel:
 
     Attributes:
         name: What travels.
-        words: Length.
+        words: Length of one copy.
         per_layer: Whether every layer has its own copy.
         offset: First word; for a per-layer channel that of layer 0.
-        source: For an inbox: words come from the same block index of the other devices.
+        source: Who writes: this device's blocks, the same block of its peers, or all blocks of all devices.
+        copies: Copies used in turn by successive tokens.
     """
 
     name: str
     words: int
     per_layer: bool
     offset: int
-    source: str = "local"
+    source: Literal["local", "peers", "all"] = "local"
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,23 @@ def exchange(plan: Plan, device: int) -> Exchange:
         "logits": plan.config.vocab_size,
         "choice": CHOICE_WORDS,
     }
+    sources: dict[str, Literal["local", "peers", "all"]] = {
+        "inbox_attention": "peers",
+        "inbox_mlp": "peers",
+        "final_inbox": "peers",
+        "summary": "all",
+        "logits": "all",
+    }
     channels, offset = {}, 0
     for name, words in per_layer.items():
-        source = "peers" if name.startswith("inbox") else "local"
-        channels[name] = Channel(name, words, True, offset, source)
+        channels[name] = Channel(name, words, True, offset, sources.get(name, "local"))
         offset += words
     layer_stride = offset
     offset = layer_stride * plan.config.num_layers
     for name, words in per_token.items():
-        source = {"final_inbox": "peers", "summary": "all", "logits": "all"}.get(name, "local")
-        channels[name] = Channel(name, words, False, offset, source)
-        offset += words
+        copies = 1 if name.startswith("final") else 2
+        channels[name] = Channel(name, words, False, offset, sources.get(name, "local"), copies)
+        offset += copies * words
     return Exchange(channels, layer_stride, offset)
 
 
@@ -139,10 +148,6 @@ def writers(plan: Plan, device: int, channel: str) -> Iterator[tuple[int, int, n
             raise KeyError(channel)
 
 
-def _range(span: Span) -> np.ndarray:
-    return np.arange(span.first, span.stop)
-
-
 def _items(span: Span, words: int) -> np.ndarray:
     return np.arange(span.first * words, span.stop * words)
 
@@ -157,8 +162,8 @@ def _column_rows(plan: Plan, stage: Stage, block: int) -> np.ndarray:
     """Rows (lane-major, without padding) of a column parallel stage that a block owns."""
     rows = plan.tile.rows
     found = []
-    for tile in _range(stage.shares[block]):
-        lane, tile_in_lane = divmod(int(tile), stage.tiles_per_lane)
+    for tile in range(stage.shares[block].first, stage.shares[block].stop):
+        lane, tile_in_lane = divmod(tile, stage.tiles_per_lane)
         first = tile_in_lane * rows
         found.append(lane * stage.rows + np.arange(first, min(first + rows, stage.rows)))
     return np.concatenate(found) if found else np.arange(0)
@@ -168,8 +173,8 @@ def _neurons(plan: Plan, share: DevicePlan, block: int) -> np.ndarray:
     stage = share.stages["up"]
     per_tile, per_lane = plan.tile.rows // 2, share.neurons.count // share.lanes.count
     found = []
-    for tile in _range(stage.shares[block]):
-        lane, tile_in_lane = divmod(int(tile), stage.tiles_per_lane)
+    for tile in range(stage.shares[block].first, stage.shares[block].stop):
+        lane, tile_in_lane = divmod(tile, stage.tiles_per_lane)
         first = tile_in_lane * per_tile
         found.append(lane * per_lane + np.arange(first, min(first + per_tile, per_lane)))
     return np.concatenate(found) if found else np.arange(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import importlib.resources
 import os
 import threading
 from pathlib import Path
@@ -59,7 +60,9 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 def library_path() -> Path:
     """Where ``libjax_mono.so`` is expected."""
-    return settings.library_override() or Path(__file__).parent / "lib" / "libjax_mono.so"
+    # Through importlib, because an editable install keeps the library away from the sources.
+    installed = importlib.resources.files("jax_mono") / "lib" / "libjax_mono.so"
+    return settings.library_override() or Path(str(installed))
 
 
 @functools.cache
@@ -149,15 +152,19 @@ class Session:
     """
 
     def __init__(self, capacity: int, seconds: float | None = None) -> None:
-        self.id: int = library().mono_session_open(capacity, seconds or 0.0)
+        self._library = library()
+        self._closed = False
+        self.id: int = self._library.mono_session_open(capacity, seconds or 0.0)
         self._tokens = np.empty(capacity, np.int32)
         self._logprobs = np.empty(capacity, np.float32)
         self._read = 0
 
     def read(self, milliseconds: int) -> list[tuple[int, float]]:
         """Waits at most ``milliseconds`` for new tokens; returns (token, log-probability) pairs, maybe none."""
+        if self._closed:
+            return []
         room = len(self._tokens) - self._read
-        end = library().mono_session_read(
+        end = self._library.mono_session_read(
             self.id, self._read, room, milliseconds, self._tokens.ctypes.data, self._logprobs.ctypes.data
         )
         new = max(0, end - self._read)
@@ -165,9 +172,12 @@ class Session:
         return list(zip(self._tokens[:new].tolist(), self._logprobs[:new].tolist(), strict=True))
 
     def cancel(self) -> None:
-        """Ends the call after the token it is working on."""
-        library().mono_session_cancel(self.id)
+        """Ends the call after the token it is working on. Does nothing once the session is closed."""
+        if not self._closed:
+            self._library.mono_session_cancel(self.id)
 
     def close(self) -> None:
         """Frees the session; a call that still runs keeps its memory until it ends."""
-        library().mono_session_close(self.id)
+        if not self._closed:
+            self._closed = True
+            self._library.mono_session_close(self.id)

@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Span, Stage, TileFormat
+from jax.typing import ArrayLike
+
+from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Span, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
 
 Array = jax.Array
-LayerParams = Mapping[str, Any]
-"""One entry of ``params["layers"]``: attention_norm, attention, ffn_norm, feed_forward."""
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -51,75 +50,95 @@ class Tapes:
 
 # Packing ------------------------------------------------------------------------------------------------------------
 
+STAGE_WEIGHTS: dict[StageName, tuple[str, ...]] = {
+    "qkv": ("attention.wq", "attention.wk", "attention.wv"),
+    "o": ("attention.wo",),
+    "up": ("feed_forward.w1", "feed_forward.w3"),
+    "down": ("feed_forward.w2",),
+    "head": ("lm_head",),
+}
+"""The matrices that a stage streams, by their path within a layer (or the model, for the head)."""
 
-def pack_layer(plan: Plan, layer: LayerParams) -> Array:
-    """Packs the matrices of one layer.
+
+def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[Array]) -> Array:
+    """Cuts one device's share of a stage into tiles.
 
     Args:
         plan: The plan.
-        layer: One layer's parameters, full size.
+        device: The device.
+        name: The stage.
+        weights: Its full matrices in the order of :data:`STAGE_WEIGHTS`: [lanes, out, in], the head [vocab, hidden].
 
     Returns:
-        [D, B, layer_words] in the dtype of the matrices.
+        [tiles, tile_words].
     """
-    return jnp.stack([_pack_device_layer(plan, share, layer) for share in plan.devices])
+    share, tile = plan.devices[device], plan.tile
+    if name == "head":
+        rows = weights[0][share.vocab.first : share.vocab.stop]
+        return _column_tiles(_lanes_of(rows, share.stages["head"].lanes), tile)
+    if name == "o":
+        return _row_tiles(_own_cols(plan, share, weights[0], _query_span(plan, share)), tile)
+    if name == "down":
+        return _row_tiles(_own_cols(plan, share, weights[0], share.neurons), tile)
+    if name == "up":
+        gate, up = (_own_rows(share, weight, share.neurons) for weight in weights)
+        return _column_tiles(_pair(gate, up, tile.rows // 2), tile)
+    spans = (_query_span(plan, share), *(_key_span(plan, share),) * 2)
+    rows = [_own_rows(share, weight, span) for weight, span in zip(weights, spans, strict=True)]
+    return _column_tiles(jnp.concatenate(rows, axis=1), tile)
 
 
-def pack_head(plan: Plan, head: Array) -> Array:
-    """Packs the LM head [vocab, hidden] into [D, B, head_words]."""
-    packed = []
-    for share in plan.devices:
-        stage = share.stages["head"]
-        tiles = _column_tiles(_lanes_of(head[share.vocab.first : share.vocab.stop], stage.lanes), plan.tile)
-        packed.append(_cut([(stage, tiles)], plan.num_blocks, plan.head_words))
-    return jnp.stack(packed)
+def store_tiles(plan: Plan, device: int, name: StageName, tape: Array, tiles: Array, at: Sequence[ArrayLike]) -> Array:
+    """Writes a stage's tiles into the tapes of a device's blocks.
+
+    Args:
+        plan: The plan.
+        device: The device whose share the tiles are.
+        name: The stage.
+        tape: [..., words], with the block axis at position 1.
+        tiles: [tiles, tile_words].
+        at: Index of the device axis, and of the layer axis where there is one; may be traced.
+
+    Returns:
+        The updated tape.
+    """
+    stage = plan.devices[device].stages[name]
+    for block, (share, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
+        run = tiles[share.first : share.stop].reshape((1,) * (tape.ndim - 1) + (-1,))
+        start = (at[0], block, *at[1:], offset)
+        tape = jax.lax.dynamic_update_slice(tape, run, [jnp.asarray(index, jnp.int32) for index in start])
+    return tape
 
 
-def pack_constants(plan: Plan, layers: Sequence[LayerParams], norm: Array) -> Array:
-    """Packs norms and biases into [D, floats] float32; exact, since float32 holds every bfloat16."""
-    packed = []
-    for share in plan.devices:
-        vectors = [
-            *(layer["attention_norm"] for layer in layers),
-            *(layer["ffn_norm"] for layer in layers),
-            norm,
-        ]
-        if plan.config.qkv_bias:
-            widest = (constants_layout(plan)["q_norm"] - constants_layout(plan)["qkv_bias"]) // len(layers)
-            for layer in layers:
-                bias = _qkv_bias(plan, share, layer["attention"]).reshape(-1)
-                vectors.append(jnp.pad(bias, (0, widest - bias.size)))
-        if plan.config.qk_norm:
-            vectors += [layer["attention"]["q_norm"] for layer in layers]
-            vectors += [layer["attention"]["k_norm"] for layer in layers]
-        packed.append(jnp.concatenate([jnp.asarray(vector, jnp.float32).reshape(-1) for vector in vectors]))
-    return jnp.stack(packed)
+def pack_constants(plan: Plan, device: int, params: Mapping[str, Any]) -> Array:
+    """Packs norms and biases of one device into [floats] float32; exact, since float32 holds every bfloat16.
 
-
-def _pack_device_layer(plan: Plan, share: DevicePlan, layer: LayerParams) -> Array:
-    attention, mlp, tile = layer["attention"], layer["feed_forward"], plan.tile
-    q, k, v = (_own_rows(plan, share, attention[name], name) for name in ("wq", "wk", "wv"))
-    gate, up = (_own_rows(plan, share, mlp[name], name) for name in ("w1", "w3"))
-    tiles = {
-        "qkv": _column_tiles(jnp.concatenate([q, k, v], axis=1), tile),
-        "o": _row_tiles(_own_cols(plan, share, attention["wo"], "wo"), tile),
-        "up": _column_tiles(_pair(gate, up, tile.rows // 2), tile),
-        "down": _row_tiles(_own_cols(plan, share, mlp["w2"], "w2"), tile),
-    }
-    pieces = [(share.stages[name], tiles[name]) for name in LAYER_STAGES]
-    return _cut(pieces, plan.num_blocks, plan.layer_words)
-
-
-def _cut(pieces: Sequence[tuple[Stage, Array]], blocks: int, length: int) -> Array:
-    """Hands every block its tiles of every stage, one stage after the other, padded to ``length``."""
-    tapes = []
-    for block in range(blocks):
-        runs = [
-            tiles[stage.shares[block].first : stage.shares[block].stop].reshape(-1) for stage, tiles in pieces
-        ]
-        tape = jnp.concatenate(runs)
-        tapes.append(jnp.pad(tape, (0, length - tape.size)))
-    return jnp.stack(tapes)
+    Args:
+        plan: The plan.
+        device: The device.
+        params: The vectors by path, such as ``layers.0.attention_norm``, ``layers.0.attention.bq`` and ``norm``.
+    """
+    config, share = plan.config, plan.devices[device]
+    layers = range(config.num_layers)
+    vectors = [params[f"layers.{layer}.attention_norm"] for layer in layers]
+    vectors += [params[f"layers.{layer}.ffn_norm"] for layer in layers]
+    vectors.append(params["norm"])
+    if config.qkv_bias:
+        widest = (constants_layout(plan)["q_norm"] - constants_layout(plan)["qkv_bias"]) // config.num_layers
+        spans = {"bq": _query_span(plan, share), "bk": _key_span(plan, share), "bv": _key_span(plan, share)}
+        for layer in layers:
+            own = [
+                jnp.asarray(params[f"layers.{layer}.attention.{name}"])
+                .reshape(-1)[span.first : span.stop]
+                .reshape(share.lanes.count, -1)
+                for name, span in spans.items()
+            ]
+            bias = jnp.concatenate(own, axis=1).reshape(-1)
+            vectors.append(jnp.pad(bias, (0, widest - bias.size)))
+    if config.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            vectors += [params[f"layers.{layer}.attention.{name}"] for layer in layers]
+    return jnp.concatenate([jnp.asarray(vector, jnp.float32).reshape(-1) for vector in vectors])
 
 
 def _column_tiles(matrix: Array, tile: TileFormat) -> Array:
@@ -242,37 +261,28 @@ def _row_matrix(tiles: Array, stage: Stage, tile: TileFormat) -> Array:
 # Cutting full matrices ----------------------------------------------------------------------------------------------
 
 
-def _local(plan: Plan, share: DevicePlan, name: str) -> Span:
-    """The device's range of the partitioned axis of a matrix, in rows (or columns) over all lanes."""
-    if name in ("w1", "w2", "w3"):
-        return share.neurons
-    scale = plan.config.head_dim * (plan.config.queries_per_kv if name in ("wq", "wo", "bq") else 1)
-    return Span(share.kv_heads.first * scale, share.kv_heads.count * scale)
+def _query_span(plan: Plan, share: DevicePlan) -> Span:
+    """The device's range of query channels over all lanes: rows of wq, columns of wo."""
+    keys = _key_span(plan, share)
+    return Span(keys.first * plan.config.queries_per_kv, keys.count * plan.config.queries_per_kv)
 
 
-def _own_rows(plan: Plan, share: DevicePlan, weight: Array, name: str) -> Array:
+def _key_span(plan: Plan, share: DevicePlan) -> Span:
+    """The device's range of key (and value) channels over all lanes."""
+    return Span(share.kv_heads.first * plan.config.head_dim, share.kv_heads.count * plan.config.head_dim)
+
+
+def _own_rows(share: DevicePlan, weight: Array, span: Span) -> Array:
     """[all lanes, rows, cols] to the device's [lanes, rows, cols]."""
-    weight, span = jnp.asarray(weight), _local(plan, share, name)
     flat = weight.reshape(-1, weight.shape[-1])[span.first : span.stop]
     return _lanes_of(flat, share.lanes.count)
 
 
-def _own_cols(plan: Plan, share: DevicePlan, weight: Array, name: str) -> Array:
+def _own_cols(plan: Plan, share: DevicePlan, weight: Array, span: Span) -> Array:
     """[all lanes, rows, cols] to the device's [lanes, rows, cols], cut along the columns."""
-    weight = jnp.asarray(weight)
     if plan.config.lanes is not None:
         return weight[share.lanes.first : share.lanes.stop]
-    span = _local(plan, share, name)
     return weight[:, :, span.first : span.stop]
-
-
-def _qkv_bias(plan: Plan, share: DevicePlan, attention: Mapping[str, Array]) -> Array:
-    parts = []
-    for name in ("bq", "bk", "bv"):
-        span = _local(plan, share, name)
-        own = jnp.asarray(attention[name]).reshape(-1)[span.first : span.stop]
-        parts.append(own.reshape(share.lanes.count, -1))
-    return jnp.concatenate(parts, axis=1)
 
 
 def _lanes_of(rows: Array, lanes: int) -> Array:

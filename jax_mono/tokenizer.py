@@ -308,7 +308,8 @@ class _Window:
         text = self._new_text()
         full = len(self._open) >= self._LIMIT
         if full or (text and not text.endswith(REPLACEMENT)):
-            self._done, self._open = (self._done + self._open)[-self._LIMIT :], []
+            # The context is the tokens of whole characters: half a character would spoil those after it.
+            self._done, self._open = self._open, []
             return text
         return ""
 

@@ -61,8 +61,8 @@ bool in_vocabulary(const Ints& tokens, i32 vocab, bool padding, i32& bad) {
 ffi::Error decode(ffi::RunId run_id, ffi::AnyBuffer layers, ffi::AnyBuffer head, Floats constants, ffi::AnyBuffer embed,
                   Floats rope, ffi::AnyBuffer, ffi::AnyBuffer, Ints ints, Floats floats, Ints stops, Ints history,
                   Ints forced, Ints device_index, ffi::Result<Ints> tokens, ffi::Result<Floats> logprobs,
-                  ffi::Result<Ints> top_ids, ffi::Result<Floats> top_logprobs, ffi::Result<Floats> logits,
-                  ffi::Result<Ints> status, ffi::Result<ffi::AnyBuffer> k_cache, ffi::Result<ffi::AnyBuffer> v_cache,
+                  ffi::Result<Ints> top_ids, ffi::Result<Floats> top_logprobs, ffi::Result<Ints> status,
+                  ffi::Result<Floats> logits, ffi::Result<ffi::AnyBuffer> k_cache, ffi::Result<ffi::AnyBuffer> v_cache,
                   ffi::Span<const int64_t> plan_words, int32_t mode, int32_t wait_limit_ms, int32_t meeting_limit_ms,
                   ffi::Span<const int32_t> fault_words) {
   // The record must be whole before anything in it is believed.
@@ -193,6 +193,7 @@ ffi::Error decode(ffi::RunId run_id, ffi::AnyBuffer layers, ffi::AnyBuffer head,
 }  // namespace
 }  // namespace mono
 
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* mono_decode_cpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mono_decode_cpu, mono::decode,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::RunId>()
@@ -213,8 +214,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mono_decode_cpu, mono::decode,
                                   .Ret<mono::Floats>()
                                   .Ret<mono::Ints>()
                                   .Ret<mono::Floats>()
-                                  .Ret<mono::Floats>()
                                   .Ret<mono::Ints>()
+                                  .Ret<mono::Floats>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<ffi::Span<const int64_t>>("plan")

@@ -170,17 +170,17 @@ def generate(
     result = resident_call(
         plan, tapes, rope, k, v, request, mode=Mode.GENERATE, room=room, top_n=top_n, mesh=mesh, lost=lost
     )
-    steps = result.status[0, 0]
+    steps = result.status[0]
     places = jnp.arange(room, dtype=jnp.int32)
-    generated = jnp.where(places < steps, result.tokens[0], -1)
+    generated = jnp.where(places < steps, result.tokens, -1)
     tokens = tokens.at[jnp.where(places < steps, end + places, cache.capacity)].set(generated, mode="drop")
     return Generation(
         tokens=generated,
         count=steps,
-        finish=result.status[0, 1],
-        logprobs=jnp.where(places < steps, result.logprobs[0], 0.0),
-        top_ids=result.top_ids[0],
-        top_logprobs=result.top_logprobs[0],
+        finish=result.status[1],
+        logprobs=jnp.where(places < steps, result.logprobs, 0.0),
+        top_ids=result.top_ids,
+        top_logprobs=result.top_logprobs,
         cache=Cache(result.k_cache, result.v_cache, tokens, end=end + steps, fed=end - 1 + steps),
     )
 
@@ -240,12 +240,12 @@ def score(
         mode=Mode.SCORE,
         room=room,
         top_n=top_n,
-        logits=logits,
+        want_logits=logits,
         mesh=mesh,
         lost=lost,
     )
     rows = [result.logits[index, :, : share.vocab.count] for index, share in enumerate(plan.devices)]
-    return jnp.concatenate(rows, axis=1), result.logprobs[0, : room - 1], result.top_ids[0], result.top_logprobs[0]
+    return jnp.concatenate(rows, axis=1), result.logprobs[: room - 1], result.top_ids, result.top_logprobs
 
 
 def _prefill(
@@ -253,29 +253,31 @@ def _prefill(
 ) -> tuple[Array, Array]:
     """Writes keys and values of ``tokens[cache.fed : stop]``, ``chunk`` at a time."""
 
-    def on_device(layers: Array, constants: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    def on_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, Array]:
+        layers, constants, k, v = shares
+        embed, rope, tokens, fed, stop = whole
+
         def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             start, k, v = state
             positions = start + jnp.arange(chunk, dtype=jnp.int32)
-            fed = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
+            some = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
             positions = jnp.where(positions < stop, positions, cache.capacity)
-            k, v = prefill_chunk(plan, layers, constants, tapes.embed, rope, k, v, fed, positions)
+            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions)
             return start + chunk, k, v
 
-        _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (cache.fed, k, v))
+        _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (fed, k, v))
         return k, v
 
-    operands = (tapes.layers, tapes.constants, cache.k, cache.v)
+    shares = (tapes.layers, tapes.constants, cache.k, cache.v)
+    whole = (tapes.embed, rope, tokens, cache.fed, stop)
     if mesh is None:
-        return jax.vmap(on_device, axis_name=AXIS)(*operands)
-    local = jax.shard_map(
-        lambda *shares: tuple(out[None] for out in on_device(*(share[0] for share in shares))),
-        mesh=mesh,
-        in_specs=P(AXIS),
-        out_specs=P(AXIS),
-        check_vma=False,
-    )
-    return local(*operands)
+        return jax.vmap(on_device, in_axes=(0, None), axis_name=AXIS)(shares, whole)
+
+    def per_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(out[None] for out in on_device(tuple(share[0] for share in shares), whole))
+
+    specs = {"in_specs": (P(AXIS), P()), "out_specs": P(AXIS)}
+    return jax.shard_map(per_device, mesh=mesh, **specs, check_vma=False)(shares, whole)
 
 
 def _seed(key: Array) -> Array:

@@ -1,0 +1,352 @@
+"""The decoder object: a model packed for this machine, with checks, buckets and streaming around ``generate``."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from jax_mono import settings
+from jax_mono.call import LostHandoff
+from jax_mono.decode import Cache, Finish, Generation, empty_cache
+from jax_mono.decode import generate as pure_generate
+from jax_mono.decode import score as pure_score
+from jax_mono.models.source import OnTensor, WeightSource
+from jax_mono.packing import mesh_devices, pack
+from jax_mono.plan import Plan, make_plan
+from jax_mono.prefill import AXIS
+from jax_mono.sampling import GREEDY, Sampling
+from jax_mono.stream import Token, TokenStream
+from jax_mono.tape import Tapes
+from jax_mono.tokenizer import Tokenizer
+
+SMALLEST_BUCKET = 16
+"""Prompts and outputs are padded to powers of two from here, so few shapes are ever compiled."""
+
+_generate = jax.jit(
+    pure_generate,
+    static_argnames=("plan", "room", "top_n", "mesh", "lost"),
+    donate_argnames="cache",
+)
+_score = jax.jit(
+    pure_score, static_argnames=("plan", "logits", "top_n", "mesh", "lost"), donate_argnames="cache"
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished generation.
+
+    Attributes:
+        tokens: Generated tokens; a stop token is the last of them.
+        logprobs: Per token, under the model's unmodified distribution.
+        finish: Why it ended.
+        top: Per token the most likely alternatives, best first, if asked for.
+        cache: The conversation; pass it on to continue. It is consumed by the next call.
+        seconds: Wall time from the call to its last token.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish
+    top: list[list[Token]]
+    cache: Cache
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores.
+
+    Attributes:
+        logprobs: float32 [T - 1], of every token but the first, given those before it.
+        logits: float32 [T, vocab], or None if not asked for.
+        top: Per position the most likely next tokens, best first, if asked for.
+    """
+
+    logprobs: np.ndarray
+    logits: np.ndarray | None
+    top: list[list[Token]]
+
+
+class Decoder:
+    """A model packed for this machine.
+
+    Attributes:
+        plan: Who owns what.
+        tapes: The weights, as ordinary (possibly sharded) arrays.
+        context: Tokens that a conversation may have.
+        tokenizer: Text in and out, or None.
+        mesh: The devices of the per-device form, or None for lane threads.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tapes: Tapes,
+        *,
+        context: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Wraps packed weights; see :func:`jax_mono.load` for the usual way.
+
+        Args:
+            plan: The plan.
+            tapes: Its tapes.
+            context: Tokens that a conversation may have; None takes the model's longest context.
+            tokenizer: For prompts given as text.
+            mesh: The mesh that the tapes are sharded over, if they are.
+
+        Raises:
+            ValueError: The context is longer than the model's.
+        """
+        longest = plan.config.max_position_embeddings
+        context = longest if context is None else context
+        if not 1 <= context <= longest:
+            raise ValueError(f"context is {context}, must be between 1 and the model's {longest}")
+        if mesh is not None:
+            mesh_devices(mesh, plan.num_devices)
+        self.plan, self.tapes, self.context, self.tokenizer, self.mesh = plan, tapes, context, tokenizer, mesh
+
+    @classmethod
+    def from_source(
+        cls,
+        source: WeightSource,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        devices: int = 1,
+        blocks: int | None = None,
+        context: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        mesh: Mesh | None = None,
+        on_tensor: OnTensor | None = None,
+    ) -> Decoder:
+        """Plans and packs a checkpoint.
+
+        Args:
+            source: The checkpoint.
+            dtype: float32 or bfloat16, of weights and KV cache.
+            devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call.
+            blocks: Blocks per device; None takes this process's cores.
+            context: See :class:`Decoder`.
+            tokenizer: See :class:`Decoder`.
+            mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
+            on_tensor: Progress callback.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            ConfigError: The model cannot be cut like this.
+            CheckpointError: The checkpoint cannot be read.
+        """
+        if mesh is not None:
+            devices = mesh.devices.size
+        if blocks is None:
+            blocks = settings.default_blocks(devices)
+        plan = make_plan(source.config, devices=devices, blocks=blocks)
+        tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
+        return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
+
+    def new_cache(self) -> Cache:
+        """An empty conversation."""
+        cache = empty_cache(self.plan, self.context, self.tapes.dtype)
+        if self.mesh is None:
+            return cache
+        cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
+        rest = {name: jax.device_put(getattr(cache, name), whole) for name in ("tokens", "end", "fed")}
+        return Cache(k=jax.device_put(cache.k, cut), v=jax.device_put(cache.v, cut), **rest)
+
+    def generate(self, prompt: str | Sequence[int], **options: object) -> Output:
+        """Generates to the end; takes the arguments of :meth:`stream`. Ctrl-C stops the call."""
+        with self.stream(prompt, **options) as stream:  # type: ignore[arg-type]
+            return stream.result()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        seed: int | None = None,
+        stop: Sequence[int] | None = None,
+        top_logprobs: int = 0,
+        cache: Cache | None = None,
+        deadline: float | None = None,
+        lost: LostHandoff | None = None,
+    ) -> TokenStream[Output]:
+        """Generates and yields tokens while the call runs.
+
+        Args:
+            prompt: Text (needs a tokenizer), or token ids. With a cache: only what is new.
+            max_new_tokens: At most this many; None generates until the context is full.
+            sampling: How to draw tokens.
+            seed: Of the random numbers; None draws one.
+            stop: Tokens that end the generation; None takes the model's, an empty list none.
+            top_logprobs: Alternatives to report per token.
+            cache: A conversation to continue, from an earlier :class:`Output`. It is consumed: donated to the call.
+            deadline: Seconds after which the call ends with what it has.
+            lost: Fault injection for tests.
+
+        Returns:
+            The stream; its ``result()`` is an :class:`Output`.
+
+        Raises:
+            ValueError: A token, an option or a length makes no sense; nothing was launched.
+        """
+        started = time.perf_counter()
+        tokens = self._tokens(prompt)
+        used = 0 if cache is None else int(cache.end)
+        budget = self._budget(len(tokens), used, max_new_tokens)
+        sampling.check()
+        if not 0 <= top_logprobs <= self.plan.config.vocab_size:
+            raise ValueError(f"top_logprobs is {top_logprobs}, must be between 0 and the vocabulary's size")
+        if deadline is not None and deadline <= 0:
+            raise ValueError(f"deadline is {deadline} s, must be positive")
+        stops = self.plan.config.eos_token_ids if stop is None else tuple(stop)
+        self._check_tokens(stops, "stop token")
+        if cache is None:
+            cache = self.new_cache()
+        elif cache.k.is_deleted():
+            raise ValueError("this cache was consumed by an earlier call; use the one in that call's output")
+        key = jax.random.key(secrets.randbits(63) if seed is None else seed)
+        padded_stops = _padded(stops, -1, _bucket(len(stops), 8))
+        room = min(_bucket(budget, SMALLEST_BUCKET), self.context)
+        launch = functools.partial(
+            _generate,
+            self.plan,
+            self.tapes,
+            cache,
+            _padded(tokens, 0, _bucket(len(tokens), SMALLEST_BUCKET)),
+            key,
+            room=room,
+            length=len(tokens),
+            budget=budget,
+            sampling=_as_arrays(sampling),
+            stops=padded_stops,
+            top_n=top_logprobs,
+            mesh=self.mesh,
+            lost=lost,
+        )
+
+        def run(session: int) -> Output:
+            generation = jax.block_until_ready(launch(session=session))
+            return _output(generation, time.perf_counter() - started)
+
+        return TokenStream(run, budget, deadline)
+
+    def score(
+        self,
+        tokens: str | Sequence[int],
+        *,
+        logits: bool = False,
+        top_logprobs: int = 0,
+        lost: LostHandoff | None = None,
+    ) -> Scores:
+        """Feeds given tokens through the resident program and reports how likely they were.
+
+        Args:
+            tokens: Text or token ids, at least two.
+            logits: Whether to return all logits.
+            top_logprobs: Alternatives to report per position.
+            lost: Fault injection for tests.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ValueError: A token is outside the vocabulary, or there are too few or too many of them.
+        """
+        ids = self._tokens(tokens)
+        if not 2 <= len(ids) <= self.context:
+            raise ValueError(f"{len(ids)} tokens to score, must be between 2 and the context of {self.context}")
+        all_logits, logprobs, top_ids, top_logits = jax.block_until_ready(
+            _score(
+                self.plan,
+                self.tapes,
+                self.new_cache(),
+                np.asarray(ids, np.int32),
+                logits=logits,
+                top_n=top_logprobs,
+                mesh=self.mesh,
+                lost=lost,
+            )
+        )
+        return Scores(
+            logprobs=np.asarray(logprobs),
+            logits=np.asarray(all_logits) if logits else None,
+            top=_alternatives(top_ids, top_logits, len(ids)),
+        )
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("this decoder has no tokenizer; pass token ids, or load a checkpoint with one")
+            prompt = self.tokenizer.encode(prompt)
+        tokens = [int(token) for token in prompt]
+        self._check_tokens(tokens, "token")
+        return tokens
+
+    def _check_tokens(self, tokens: Sequence[int], what: str) -> None:
+        vocab = self.plan.config.vocab_size
+        for index, token in enumerate(tokens):
+            if not 0 <= token < vocab:
+                raise ValueError(f"{what} {token} at index {index} is outside the vocabulary of {vocab}")
+
+    def _budget(self, new: int, used: int, wanted: int | None) -> int:
+        if new + used == 0:
+            raise ValueError("the prompt is empty; it needs at least one token")
+        left = self.context - used - new
+        if wanted is None:
+            wanted = left
+        if wanted < 1 and wanted != left:
+            raise ValueError(f"max_new_tokens is {wanted}, must be at least 1")
+        if left < max(1, wanted):
+            before = f"{used} tokens so far + " if used else ""
+            raise ValueError(
+                f"{before}{new} prompt tokens + {max(1, wanted)} new tokens are beyond the context of {self.context}; "
+                "shorten the prompt, ask for fewer tokens or load with a longer context"
+            )
+        return wanted
+
+
+def _output(generation: Generation, seconds: float) -> Output:
+    count = int(generation.count)
+    return Output(
+        tokens=np.asarray(generation.tokens)[:count].tolist(),
+        logprobs=np.asarray(generation.logprobs)[:count].tolist(),
+        finish=Finish(int(generation.finish)),
+        top=_alternatives(generation.top_ids, generation.top_logprobs, count),
+        cache=generation.cache,
+        seconds=seconds,
+    )
+
+
+def _alternatives(ids: jax.Array, logprobs: jax.Array, count: int) -> list[list[Token]]:
+    if ids.shape[1] == 0:
+        return []
+    rows = zip(np.asarray(ids)[:count].tolist(), np.asarray(logprobs)[:count].tolist(), strict=True)
+    return [[Token(*pair) for pair in zip(*row, strict=True)] for row in rows]
+
+
+def _bucket(length: int, smallest: int) -> int:
+    return max(smallest, 1 << (length - 1).bit_length()) if length else smallest
+
+
+def _padded(values: Sequence[int], filler: int, length: int) -> np.ndarray:
+    return np.asarray([*values, *[filler] * (length - len(values))], np.int32)
+
+
+def _as_arrays(sampling: Sampling) -> Sampling:
+    return jax.tree.map(np.asarray, replace(sampling, top_k=np.int32(sampling.top_k)))

@@ -1,0 +1,66 @@
+"""From the name of a checkpoint to a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jax_mono.checkpoint import open_checkpoint
+from jax_mono.decoder import Decoder
+from jax_mono.hub import resolve
+from jax_mono.models.source import OnTensor
+from jax_mono.tokenizer import Tokenizer, TokenizerError
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    devices: int = 1,
+    blocks: int | None = None,
+    context: int | None = None,
+    mesh: Mesh | None = None,
+    on_tensor: OnTensor | None = None,
+) -> Decoder:
+    """Loads a checkpoint and packs it for this machine::
+
+        decoder = jax_mono.load("smollm2-135m-instruct")
+        for token in decoder.stream("def fibonacci(n):", max_new_tokens=64):
+            ...
+
+    Args:
+        checkpoint: A Hugging Face directory, a GGUF file, an Orbax checkpoint, the name of a preset whose weights are
+            installed as a package, or a model of the Hugging Face hub.
+        dtype: float32 or bfloat16, of weights and KV cache.
+        devices: Devices that share the model; without a mesh they are groups of threads of one call.
+        blocks: Blocks (threads) per device; None takes this process's cores.
+        context: Tokens that a conversation may have; None takes the model's longest context.
+        mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
+        on_tensor: Called after each tensor with its path and size in bytes.
+
+    Returns:
+        The decoder; without a tokenizer if the checkpoint has none.
+
+    Raises:
+        CheckpointError: The checkpoint is not there or cannot be read.
+        ConfigError: The model cannot be cut like this.
+    """
+    path = resolve(checkpoint)
+    source = open_checkpoint(path)
+    try:
+        tokenizer = Tokenizer.open(path)
+    except TokenizerError:
+        tokenizer = None
+    return Decoder.from_source(
+        source,
+        dtype=dtype,
+        devices=devices,
+        blocks=blocks,
+        context=context,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        on_tensor=on_tensor,
+    )
