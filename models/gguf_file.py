@@ -74,7 +74,9 @@ class GGUFFile:
                     self._parse(data)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
-        except (struct.error, UnicodeDecodeError, KeyError, IndexError, OverflowError) as error:
+        except CheckpointError:
+            raise
+        except (struct.error, LookupError, ArithmeticError, ValueError, TypeError, MemoryError) as error:
             raise CheckpointError(
                 f"{path}: damaged or truncated GGUF file, {self.path.stat().st_size} bytes; download it again"
             ) from error

@@ -69,7 +69,7 @@ class StoredTensor:
         with _opened(self.file) as file:
             view = file.get_slice(self.name)
             for start in range(0, self.shape[0], count):
-                yield view[start : start + count]
+                yield view[start : min(start + count, self.shape[0])]
 
 
 def read_json(file: Path) -> Any:
