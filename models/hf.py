@@ -296,7 +296,7 @@ def _write_shards(directory: Path, shards: list[_Specs], load: Any) -> None:
     if len(shards) == 1:
         write_safetensors(directory / SINGLE, shards[0], load)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

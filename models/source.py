@@ -160,7 +160,7 @@ def unflatten(arrays: Mapping[str, Any]) -> Params:
     tree: Params = {}
     for path, array in arrays.items():
         *parents, leaf = path.split(".")
-        node = tree
+        node: dict[Any, Any] = tree
         for key in parents:
             node = node.setdefault(int(key) if key.isdigit() else key, {})
         node[leaf] = array

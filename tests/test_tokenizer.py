@@ -331,7 +331,7 @@ def test_gguf_says_whether_to_start_with_a_token(tmp_path: Path) -> None:
 
 
 def best_pairs_first(text: str, scores: dict[str, float]) -> list[str]:
-    """SentencePiece's BPE, spelled out: joins the neighbours whose result scores best, while any is a piece."""
+    """SentencePiece's BPE, spelled out: joins the neighbours whose result scores best, again and again."""
     pieces = list("▁" + text.replace(" ", "▁"))
     while True:
         joined = [(scores.get(a + b, -1e9), -at) for at, (a, b) in enumerate(itertools.pairwise(pieces))]
