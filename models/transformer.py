@@ -12,6 +12,7 @@ where matrices are [lanes, out, in] with ``out`` and ``in`` counted per lane.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import deque
 
 import jax
@@ -167,10 +168,9 @@ class Transformer(nnx.Module):
         Raises:
             ValueError: If arrays are missing, superfluous or of another shape; names the first few.
         """
-        graph, state = nnx.split(nnx.eval_shape(lambda: cls(config)))
-        _check_shapes(params, nnx.to_pure_dict(state))
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+        graph, expected = _skeleton(config)
+        _check_shapes(params, expected)
+        return nnx.merge(graph, params)
 
     def __call__(
         self, tokens: jax.Array, cache: KVCache | None = None, start: ArrayLike = 0
@@ -278,7 +278,15 @@ def params(model: Transformer) -> Params:
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
     """The canonical tree of a model with ``jax.ShapeDtypeStruct`` leaves; allocates nothing."""
-    return params(nnx.eval_shape(lambda: Transformer(config, dtype=dtype)))
+    _, tree = _skeleton(config)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
+
+
+@functools.lru_cache(maxsize=32)
+def _skeleton(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer], Params]:
+    """The structure of a model and the shapes of its parameters; cached, because building modules is slow."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config)))
+    return graph, nnx.to_pure_dict(state)
 
 
 def _check_shapes(given: Params, expected: Params) -> None:

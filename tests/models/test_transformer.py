@@ -103,10 +103,11 @@ def test_bfloat16_is_close_to_float32(config: ModelConfig) -> None:
 
 
 def test_parameters_are_the_canonical_tree(config: ModelConfig) -> None:
-    tree = params(Transformer(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(1)))
-    abstract = abstract_params(config, jnp.bfloat16)
+    model = Transformer(config, dtype=jnp.bfloat16)
+    assert model.embed.dtype == jnp.bfloat16
+    tree = params(model)
     described = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree)
-    assert described == abstract
+    assert described == abstract_params(config, jnp.bfloat16)
     assert sum(array.size for array in jax.tree.leaves(tree)) == config.num_parameters
 
     lanes = config.num_lanes
@@ -149,7 +150,9 @@ def test_from_params_works_on_tracers_and_on_shapes(
 ) -> None:
     traced = jax.jit(lambda params, tokens: Transformer.from_params(config, params)(tokens)[0])
     np.testing.assert_allclose(traced(random_params(config, seed=2), TOKENS), prefilled[0], atol=1e-4)
-    shape = jax.eval_shape(traced, abstract_params(config), TOKENS)
+    abstract = abstract_params(config, jnp.bfloat16)
+    assert params(Transformer.from_params(config, abstract)) == abstract
+    shape = jax.eval_shape(traced, abstract, TOKENS)
     assert (shape.shape, shape.dtype) == ((len(TOKENS), config.vocab_size), jnp.float32)
 
 
