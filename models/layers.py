@@ -73,9 +73,7 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
     return y if bias is None else y + bias[:, None].astype(jnp.float32)
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, window: int | jax.Array
-) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, window: int | jax.Array) -> jax.Array:
     """Causal attention of some positions to a cache.
 
     The key at position p is visible to position t if ``p <= t`` and, with a window, ``t - p < window``.

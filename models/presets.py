@@ -49,9 +49,7 @@ def _llama2_7b() -> ModelConfig:
     )
 
 
-def _llama3(
-    hidden: int, ffn: int, layers: int, heads: int, head_dim: int, stretch: float, tied: bool
-) -> ModelConfig:
+def _llama3(hidden: int, ffn: int, layers: int, heads: int, head_dim: int, stretch: float, tied: bool) -> ModelConfig:
     return ModelConfig(
         family="llama",
         vocab_size=128256,
@@ -70,9 +68,7 @@ def _llama3(
     )
 
 
-def _qwen2(
-    hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, *, large: bool = False
-) -> ModelConfig:
+def _qwen2(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, *, large: bool = False) -> ModelConfig:
     return ModelConfig(
         family="qwen2",
         vocab_size=152064 if large else 151936,

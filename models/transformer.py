@@ -135,9 +135,7 @@ class Transformer(nnx.Module):
         config: The model's configuration.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs | None = None) -> None:
         """Draws random parameters.
 
         Args:
@@ -214,9 +212,7 @@ class Transformer(nnx.Module):
         positions = jnp.asarray(start, jnp.int32) + jnp.arange(tokens.shape[0], dtype=jnp.int32)
         rope = jnp.asarray(rope_table(config, cache.length)).at[positions].get(mode="clip")
         delay = 0 if config.lanes is None else config.lanes.delay
-        past: dict[Module, deque[jax.Array]] = {
-            name: deque(maxlen=delay + 1) for name in ("attention", "mlp")
-        }
+        past: dict[Module, deque[jax.Array]] = {name: deque(maxlen=delay + 1) for name in ("attention", "mlp")}
 
         def mix(x: jax.Array, own: jax.Array, module: Module, layer: int) -> jax.Array:
             mixing = config.mixing(module, layer)
@@ -255,9 +251,7 @@ class Transformer(nnx.Module):
 
     def _checked_cache(self, tokens: jax.Array, cache: KVCache | None) -> KVCache:
         if tokens.ndim != 1:
-            raise ValueError(
-                f"tokens has shape {tokens.shape}, must be one sequence [T]; for a batch use jax.vmap"
-            )
+            raise ValueError(f"tokens has shape {tokens.shape}, must be one sequence [T]; for a batch use jax.vmap")
         if cache is None:
             return KVCache.zeros(self.config, tokens.shape[0], self.embed.dtype)
         config = self.config

@@ -32,9 +32,7 @@ CASES = {
     "qwen2-yarn-attention-factor": tiny(
         "qwen2",
         num_layers=2,
-        rope_scaling=RopeScaling(
-            kind="yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=1.3
-        ),
+        rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=1.3),
     ),
     "qwen2-window": tiny("qwen2", num_layers=2, sliding_windows=(0, 7)),
     "qwen3": tiny("qwen3", num_layers=2),
@@ -113,9 +111,7 @@ def canonical(config: ModelConfig, model: transformers.PreTrainedModel) -> Param
             "attention_norm": state[f"{prefix}input_layernorm.weight"],
             "attention": attention,
             "ffn_norm": state[f"{prefix}post_attention_layernorm.weight"],
-            "feed_forward": {
-                key: state[f"{prefix}mlp.{name}_proj.weight"][None] for key, name in mlp.items()
-            },
+            "feed_forward": {key: state[f"{prefix}mlp.{name}_proj.weight"][None] for key, name in mlp.items()},
         }
 
     tree = {

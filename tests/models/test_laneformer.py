@@ -46,9 +46,7 @@ def switches() -> Iterator[Lanes]:
 
     With one lane, and with a delay of 0, the early switches and the scale mean nothing.
     """
-    communication = itertools.cycle(
-        [(True, True), (True, False), (True, True), (False, True), (False, False)]
-    )
+    communication = itertools.cycle([(True, True), (True, False), (True, True), (False, True), (False, False)])
     heads = itertools.cycle(["mean_of_norms", "norm_of_sum", "per_lane"])
     every = itertools.product((1, 2, 4, 8), (0, 1, 2, 3), (True, False), (True, False), ("sqrt_lanes", "one"))
     for count, delay, early, broadcast, scale in every:
@@ -164,9 +162,7 @@ def test_a_device_may_hold_some_lanes_filled_up_with_zeros() -> None:
 
     def run(part: Params, x: jax.Array, kv_heads: int) -> jax.Array:
         empty = jnp.zeros((kv_heads, length, head_dim), jnp.float32)
-        return jax.jit(layers.attention, static_argnums=1)(
-            part, config, x, (empty, empty), positions, rope, 4
-        )[0]
+        return jax.jit(layers.attention, static_argnums=1)(part, config, x, (empty, empty), positions, rope, 4)[0]
 
     everything = run(attention, x, config.num_kv_heads)
     two = {name: array[1:3] for name, array in attention.items()}
@@ -175,10 +171,7 @@ def test_a_device_may_hold_some_lanes_filled_up_with_zeros() -> None:
     # One more head group per lane and one more lane, all of zeros.
     group = config.num_heads // config.num_kv_heads * head_dim
     padding = {"wq": (group, 0), "wk": (head_dim, 0), "wv": (head_dim, 0), "wo": (0, group)}
-    padded = {
-        name: jnp.pad(two[name], ((0, 1), (0, rows), (0, columns)))
-        for name, (rows, columns) in padding.items()
-    }
+    padded = {name: jnp.pad(two[name], ((0, 1), (0, rows), (0, columns))) for name, (rows, columns) in padding.items()}
     kv_heads = padded["wk"].shape[0] * padded["wk"].shape[1] // head_dim
     result = run(padded, x[1:4], kv_heads)
     np.testing.assert_allclose(result[:2], everything[1:3], atol=1e-6)

@@ -94,9 +94,7 @@ def test_attention_writes_the_cache_at_its_positions_and_drops_the_rest() -> Non
         np.testing.assert_array_equal(cache[:, :6], 9.0)
         assert (np.asarray(cache[:, 6:]) != 9.0).all()
     roomy = jnp.full((2, 16, config.head_dim), 9.0)
-    expected, (k_roomy, _) = layers.attention(
-        weights, config, x, (roomy, roomy), positions, rope[positions], 3
-    )
+    expected, (k_roomy, _) = layers.attention(weights, config, x, (roomy, roomy), positions, rope[positions], 3)
     np.testing.assert_array_equal(k, k_roomy[:, :8])
     np.testing.assert_allclose(o[:, :2], expected[:, :2], atol=1e-6)
 

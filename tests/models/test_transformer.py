@@ -15,7 +15,7 @@ from jax_mono.models.transformer import KVCache, Transformer, abstract_params, p
 CONFIGS = {
     "plain": tiny("llama", num_layers=2, sliding_windows=(4, 0)),
     "bias-norm-tied": tiny("qwen3", num_layers=2, sliding_windows=(4, 0), qkv_bias=True),
-    "lanes": tiny("laneformer", num_layers=4),
+    "lanes": tiny("laneformer", num_layers=3),
 }
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 128, 15))
 
@@ -36,9 +36,7 @@ def prefill(model: Transformer, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
 
 
 @nnx.jit
-def step(
-    model: Transformer, tokens: jax.Array, cache: KVCache, start: int | jax.Array
-) -> tuple[jax.Array, KVCache]:
+def step(model: Transformer, tokens: jax.Array, cache: KVCache, start: int | jax.Array) -> tuple[jax.Array, KVCache]:
     return model(tokens, cache, start)
 
 
@@ -61,9 +59,7 @@ def test_token_by_token_equals_prefill(
     assert not cache.k[:, :, len(TOKENS) :].any()
 
 
-def test_prefill_in_chunks(
-    config: ModelConfig, model: Transformer, prefilled: tuple[jax.Array, KVCache]
-) -> None:
+def test_prefill_in_chunks(config: ModelConfig, model: Transformer, prefilled: tuple[jax.Array, KVCache]) -> None:
     cache = KVCache.zeros(config, len(TOKENS), jnp.float32)
     parts = []
     for start in range(0, len(TOKENS), 5):
@@ -145,9 +141,7 @@ def test_from_params_shares_arrays_and_gives_them_back(config: ModelConfig) -> N
     assert all(a is b for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(back), strict=True))
 
 
-def test_from_params_works_on_tracers_and_on_shapes(
-    config: ModelConfig, prefilled: tuple[jax.Array, KVCache]
-) -> None:
+def test_from_params_works_on_tracers_and_on_shapes(config: ModelConfig, prefilled: tuple[jax.Array, KVCache]) -> None:
     traced = jax.jit(lambda params, tokens: Transformer.from_params(config, params)(tokens)[0])
     np.testing.assert_allclose(traced(random_params(config, seed=2), TOKENS), prefilled[0], atol=1e-4)
     abstract = abstract_params(config, jnp.bfloat16)

@@ -43,8 +43,7 @@ def forward(config: Any, params: dict, tokens: np.ndarray) -> tuple[np.ndarray, 
         x = _exchange(config, "attention", n, x, outputs, history["attention"])
         norm = _f64(layer["ffn_norm"])
         outputs = [
-            _feed_forward(layer["feed_forward"], lane, _rms(x[lane], norm, config.norm_eps))
-            for lane in range(lanes)
+            _feed_forward(layer["feed_forward"], lane, _rms(x[lane], norm, config.norm_eps)) for lane in range(lanes)
         ]
         x = _exchange(config, "mlp", n, x, outputs, history["mlp"])
         streams.append(np.stack(x))
@@ -148,6 +147,4 @@ def _head(config: Any, params: dict, x: list[np.ndarray]) -> np.ndarray:
     if config.lanes.head == "mean_of_norms":
         return sum(normed) / lanes @ table.T
     rows = len(table) // lanes
-    return np.concatenate(
-        [normed[lane] @ table[lane * rows : (lane + 1) * rows].T for lane in range(lanes)], axis=1
-    )
+    return np.concatenate([normed[lane] @ table[lane * rows : (lane + 1) * rows].T for lane in range(lanes)], axis=1)
