@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import functools
 import importlib.resources
-import os
 import threading
 from pathlib import Path
 
@@ -50,7 +48,6 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "mono_sessions_open": (ctypes.c_int32, []),
     "mono_record_field": (ctypes.c_char_p, [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]),
     "mono_cpu_variant": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_int32]),
-    "mono_advise_huge_pages": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64]),
     "mono_read_bandwidth": (
         ctypes.c_double,
         [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32],
@@ -123,18 +120,6 @@ def record_fields() -> dict[str, int]:
     while (name := library().mono_record_field(len(fields), ctypes.byref(value))) is not None:
         fields[name.decode()] = value.value
     return fields
-
-
-def advise_huge_pages(array: jax.Array) -> str | None:
-    """Asks for huge pages under a CPU array; returns None, or why the system declined.
-
-    Weights are read once per token from end to end; with 4 KiB pages address translation costs bandwidth.
-    """
-    for shard in array.addressable_shards:
-        code = library().mono_advise_huge_pages(shard.data.unsafe_buffer_pointer(), shard.data.nbytes)
-        if code:
-            return f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
-    return None
 
 
 def read_bandwidth(array: jax.Array, threads: int, streams: int) -> float:

@@ -5,7 +5,9 @@ Never more than the tapes, the matrices of one stage and their tiles are in memo
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_mono import native
 from jax_mono.config import ConfigError
 from jax_mono.models.source import OnTensor, WeightSource, weight_dtype
 from jax_mono.plan import LAYER_STAGES, Plan, StageName
@@ -79,53 +80,38 @@ _MATRICES = {path.rsplit(".", 1)[-1] for paths in STAGE_WEIGHTS.values() for pat
 
 
 class _Builder:
-    """Tapes under construction: one array with all devices' rows, or one array per device of a mesh."""
+    """Tapes under construction: one host array with all devices' rows, or one per device of a mesh."""
 
     def __init__(self, plan: Plan, dtype: np.dtype, mesh: Mesh | None) -> None:
         self.plan, self.mesh = plan, mesh
-        devices = [None] if mesh is None else mesh_devices(mesh, plan.num_devices)
-        rows = plan.num_devices // len(devices)
-        config = plan.config
-
-        def empty(*shape: int) -> list[jax.Array]:
-            found = []
-            for device in devices:
-                with jax.default_device(device):
-                    found.append(jnp.zeros((rows, plan.num_blocks, *shape), dtype))
-            return found
-
-        self.layers = empty(config.num_layers, plan.layer_words)
-        self.head = empty(plan.head_words)
-        for array in (*self.layers, *self.head):
-            if array.nbytes > 1 << 24 and next(iter(array.devices())).platform == "cpu":
-                native.advise_huge_pages(array)
-
-    def _place(self, device: int) -> tuple[int, int]:
-        """Array and row of a device."""
-        return (0, device) if self.mesh is None else (device, 0)
+        self.devices = [jax.devices()[0]] if mesh is None else mesh_devices(mesh, plan.num_devices)
+        rows, blocks = plan.num_devices // len(self.devices), plan.num_blocks
+        self.layers = [
+            _allocate((rows, blocks, plan.config.num_layers, plan.layer_words), dtype) for _ in self.devices
+        ]
+        self.head = [_allocate((rows, blocks, plan.head_words), dtype) for _ in self.devices]
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
-        tapes = self.head if layer is None else self.layers
-        for device in range(self.plan.num_devices):
-            array, row = self._place(device)
-            where = next(iter(tapes[array].devices()))
-            local = jax.device_put(list(matrices), where)
-            at = (row,) if layer is None else (row, layer)
-            tapes[array] = _store(tapes[array], local, np.asarray(at, np.int32), self.plan, device, name)
-            # The matrices may be freed and the next stage read only when this one is in place.
-            tapes[array].block_until_ready()
+        for device, share in enumerate(self.plan.devices):
+            array, row = (0, device) if self.mesh is None else (device, 0)
+            tapes = self.head[array][row] if layer is None else self.layers[array][row, :, layer]
+            store_tiles(share.stages[name], stage_tiles(self.plan, device, name, matrices), tapes)
 
     def finish(self, embed: np.ndarray, vectors: dict[str, np.ndarray]) -> Tapes:
-        constants = jnp.stack(
-            [pack_constants(self.plan, device, vectors) for device in range(self.plan.num_devices)]
-        )
+        """Hands the arrays to JAX; on CPU it takes them as they are, without a copy."""
+        constants = np.stack([pack_constants(self.plan, device, vectors) for device in range(self.plan.num_devices)])
         if self.mesh is None:
-            return Tapes(self.layers[0], self.head[0], constants, jnp.asarray(embed))
+            parts = (self.layers[0], self.head[0], constants, embed)
+            return Tapes(*(jax.device_put(part, self.devices[0], may_alias=True) for part in parts))
         cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
 
-        def join(parts: list[jax.Array]) -> jax.Array:
+        def join(parts: list[np.ndarray]) -> jax.Array:
+            placed = [
+                jax.device_put(part, device, may_alias=True)
+                for part, device in zip(parts, self.devices, strict=True)
+            ]
             shape = (self.plan.num_devices, *parts[0].shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, cut, parts)
+            return jax.make_array_from_single_device_arrays(shape, cut, placed)
 
         return Tapes(
             layers=join(self.layers),
@@ -133,6 +119,18 @@ class _Builder:
             constants=jax.device_put(constants, cut),
             embed=jax.device_put(embed, whole),
         )
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeroed memory on page boundaries, in huge pages where the system grants them.
+
+    Weights are read once per token from end to end; with 4 KiB pages address translation costs bandwidth.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # advice; kernels without huge pages refuse it
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def mesh_devices(mesh: Mesh, expected: int) -> list[jax.Device]:
@@ -146,12 +144,3 @@ def mesh_devices(mesh: Mesh, expected: int) -> list[jax.Device]:
             f"the mesh has axes {dict(mesh.shape)}, the plan needs one axis {AXIS!r} of {expected} devices"
         )
     return list(mesh.devices)
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "device", "name"), donate_argnums=0)
-def _store(
-    tape: jax.Array, matrices: list[jax.Array], at: jax.Array, plan: Plan, device: int, name: StageName
-) -> jax.Array:
-    tiles = stage_tiles(plan, device, name, matrices)
-    return store_tiles(plan, device, name, tape, tiles, tuple(at))
-

@@ -65,7 +65,9 @@ def prefill_chunk(
 
     def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
         x, own_past, sum_past = carry
-        weights = _local_weights(plan, jax.lax.dynamic_index_in_dim(layers, scanned["layer"], 1, False), index)
+        tape = jax.lax.dynamic_index_in_dim(layers, scanned["layer"], 1, keepdims=False)
+        # Without the barrier XLA for CPU widens the tapes of all layers to float32 once, ahead of the loop.
+        weights = _local_weights(plan, jax.lax.optimization_barrier(tape), index)
         attention = {**weights["attention"], **scanned["vectors"]}
         normed = reference.rms_norm(x, scanned["attention_norm"], config.norm_eps)
         cache = (scanned["k"], scanned["v"])

