@@ -74,22 +74,25 @@ class Page:
             self.axes.add_patch(PathPatch(Outline(corners, codes), fc=colour, lw=0))
 
     def line(
-        self, points: Sequence[tuple[float, float]], *, colour: str = LINE, width: float = 1.0, dashed=False
+        self, points: Sequence[tuple[float, float]], *, colour: str = LINE, width: float = 1.0, dashed: bool = False
     ) -> None:
         """Draws a line through points."""
         style = (0, (3, 2)) if dashed else "solid"
         self.axes.plot(*zip(*points, strict=True), color=colour, lw=width, ls=style, solid_capstyle="round")
 
     def arrow(
-        self, start: tuple[float, float], end: tuple[float, float], *, colour: str = LINE, ends="-|>", dashed=False
+        self,
+        start: tuple[float, float],
+        end: tuple[float, float],
+        *,
+        colour: str = LINE,
+        ends: str = "-|>",
+        dashed: bool = False,
     ) -> None:
         """Draws a straight arrow; ``ends`` in matplotlib's notation."""
-        self.axes.add_patch(
-            FancyArrowPatch(
-                start, end, arrowstyle=f"{ends},head_length=3.4,head_width=2", color=colour, lw=1.0, shrinkA=0, shrinkB=0,
-                ls=(0, (3, 2)) if dashed else "solid", joinstyle="miter",
-            )
-        )  # fmt: skip
+        style = {"arrowstyle": f"{ends},head_length=3.4,head_width=2", "ls": (0, (3, 2)) if dashed else "solid"}
+        patch = FancyArrowPatch(start, end, color=colour, lw=1.0, shrinkA=0, shrinkB=0, joinstyle="miter", **style)
+        self.axes.add_patch(patch)
 
     def disc(self, x: float, y: float, radius: float, colour: str) -> None:
         """Draws a filled circle with a white rim."""
@@ -124,7 +127,7 @@ def draw(plan: Plan, path: Path) -> None:
         # Without a date, the same plan gives the same file.
         page.figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=200)
     if path.suffix == ".svg":
-        # A hundredth of a point is enough, and takes a quarter off the file.
+        # A hundredth of a point is enough.
         path.write_text(re.sub(r"(?<![\d.])([1-9]\d*\.\d\d)\d+", r"\1", path.read_text()))
 
 
