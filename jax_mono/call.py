@@ -21,7 +21,7 @@ from jax_mono import native, settings
 from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS
 from jax_mono.record import plan_record
-from jax_mono.tape import Tapes
+from jax_mono.tape import STORAGE, Tapes
 
 Array = jax.Array
 
@@ -162,7 +162,7 @@ def resident_call(
     operands = (tapes.layers, tapes.head, tapes.constants, tapes.embed, rope, k_cache, v_cache)
     operands += (ints, floats, request.stops, request.history, request.forced)
     call = functools.partial(
-        _local_call, plan=plan, mode=mode, room=room, top_n=top_n, want_logits=want_logits, lost=lost
+        _local_call, dtype=tapes.dtype, plan=plan, mode=mode, room=room, top_n=top_n, want_logits=want_logits, lost=lost
     )
     if mesh is None:
         *same, logits, k_cache, v_cache = call(jnp.zeros((1,), jnp.int32), *operands)
@@ -182,6 +182,7 @@ def resident_call(
 def _local_call(
     index: Array,
     *operands: Array,
+    dtype: jnp.dtype,
     plan: Plan,
     mode: Mode,
     room: int,
@@ -216,6 +217,7 @@ def _local_call(
         index,
         plan=plan_record(plan),
         mode=np.int32(mode),
+        weights=np.int32(list(STORAGE).index(dtype.name)),
         wait_limit_ms=np.int32(settings.wait_limit_ms()),
         meeting_limit_ms=np.int32(settings.meeting_limit_ms()),
         fault=np.asarray(fault, np.int32),

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jax_mono.call import CallRequest, LostHandoff, Mode, resident_call
 from jax_mono.models.rope import rope_table
 from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS, prefill_chunk
 from jax_mono.sampling import GREEDY, Sampling
-from jax_mono.tape import Tapes
+from jax_mono.tape import Tapes, storage
 
 Array = jax.Array
 
@@ -43,7 +43,7 @@ class Cache:
     """A conversation: its tokens, and their keys and values as far as they were fed.
 
     Attributes:
-        k: [D, num_layers, max_kv_heads, S, head_dim] in the weight dtype.
+        k: [D, num_layers, max_kv_heads, S, head_dim], stored as :data:`jax_mono.tape.STORAGE` says.
         v: The same for values.
         tokens: int32 [S], the conversation; -1 where there is none yet.
         end: int32 [], tokens in the conversation.
@@ -86,13 +86,13 @@ class Generation:
     cache: Cache
 
 
-def empty_cache(plan: Plan, capacity: int, dtype: jnp.dtype) -> Cache:
-    """A cache for ``capacity`` positions."""
+def empty_cache(plan: Plan, capacity: int, dtype: DTypeLike) -> Cache:
+    """A cache for ``capacity`` positions of a model with weights of ``dtype``."""
     config = plan.config
     shape = (plan.num_devices, config.num_layers, plan.max_kv_heads, capacity, config.head_dim)
     return Cache(
-        k=jnp.zeros(shape, dtype),
-        v=jnp.zeros(shape, dtype),
+        k=jnp.zeros(shape, storage(dtype)),
+        v=jnp.zeros(shape, storage(dtype)),
         tokens=jnp.full((capacity,), -1, jnp.int32),
         end=jnp.zeros((), jnp.int32),
         fed=jnp.zeros((), jnp.int32),
@@ -262,7 +262,7 @@ def _prefill(
             positions = start + jnp.arange(chunk, dtype=jnp.int32)
             some = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
             positions = jnp.where(positions < stop, positions, cache.capacity)
-            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions)
+            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype)
             return start + chunk, k, v
 
         _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (fed, k, v))

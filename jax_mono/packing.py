@@ -21,7 +21,7 @@ from jax_mono.config import ConfigError
 from jax_mono.models.source import OnTensor, WeightSource, weight_dtype
 from jax_mono.plan import LAYER_STAGES, Plan, StageName
 from jax_mono.prefill import AXIS
-from jax_mono.tape import STAGE_WEIGHTS, Tapes, pack_constants, stage_tiles, store_tiles
+from jax_mono.tape import STAGE_WEIGHTS, Tapes, pack_constants, stage_tiles, storage, store_tiles
 
 
 def pack(
@@ -56,6 +56,8 @@ def pack(
 
     def read(path: str) -> np.ndarray:
         array = source.tensor(path, target)
+        if path.rsplit(".", 1)[-1] in _MATRICES:
+            array = array.view(storage(target))
         if on_tensor is not None:
             on_tensor(path, array.nbytes)
         return array
@@ -76,20 +78,21 @@ def pack(
     return builder.finish(embed, vectors)
 
 
-_MATRICES = {path.rsplit(".", 1)[-1] for paths in STAGE_WEIGHTS.values() for path in paths}
+_MATRICES = {"embed", *(path.rsplit(".", 1)[-1] for paths in STAGE_WEIGHTS.values() for path in paths)}
 
 
 class _Builder:
     """Tapes under construction: one host array with all devices' rows, or one per device of a mesh."""
 
     def __init__(self, plan: Plan, dtype: np.dtype, mesh: Mesh | None) -> None:
-        self.plan, self.mesh = plan, mesh
+        self.plan, self.mesh, self.dtype = plan, mesh, dtype
+        stored = storage(dtype)
         self.devices = [jax.devices()[0]] if mesh is None else mesh_devices(mesh, plan.num_devices)
         rows, blocks = plan.num_devices // len(self.devices), plan.num_blocks
         self.layers = [
-            _allocate((rows, blocks, plan.config.num_layers, plan.layer_words), dtype) for _ in self.devices
+            _allocate((rows, blocks, plan.config.num_layers, plan.layer_words), stored) for _ in self.devices
         ]
-        self.head = [_allocate((rows, blocks, plan.head_words), dtype) for _ in self.devices]
+        self.head = [_allocate((rows, blocks, plan.head_words), stored) for _ in self.devices]
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
         for device, share in enumerate(self.plan.devices):
@@ -102,7 +105,9 @@ class _Builder:
         constants = np.stack([pack_constants(self.plan, device, vectors) for device in range(self.plan.num_devices)])
         if self.mesh is None:
             parts = (self.layers[0], self.head[0], constants, embed)
-            return Tapes(*(jax.device_put(part, self.devices[0], may_alias=True) for part in parts))
+            return Tapes(
+                *(jax.device_put(part, self.devices[0], may_alias=True) for part in parts), dtype=self.dtype
+            )
         cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
 
         def join(parts: list[np.ndarray]) -> jax.Array:
@@ -118,6 +123,7 @@ class _Builder:
             head=join(self.head),
             constants=jax.device_put(constants, cut),
             embed=jax.device_put(embed, whole),
+            dtype=self.dtype,
         )
 
 

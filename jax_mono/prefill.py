@@ -16,7 +16,7 @@ import numpy as np
 from jax_mono.handoffs import MODULES
 from jax_mono.models import layers as reference
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan
-from jax_mono.tape import unpack_layer, unpack_vectors
+from jax_mono.tape import as_weights, unpack_layer, unpack_vectors
 
 Array = jax.Array
 
@@ -34,6 +34,7 @@ def prefill_chunk(
     v_cache: Array,
     tokens: Array,
     positions: Array,
+    dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
     """Writes the keys and values of some tokens, on one device of the named axis ``AXIS``.
 
@@ -47,6 +48,7 @@ def prefill_chunk(
         v_cache: The same for values.
         tokens: int32 [T].
         positions: int32 [T]; a token at position S or beyond is padding and leaves no trace.
+        dtype: The weight dtype; tapes, embedding and caches are stored as :data:`jax_mono.tape.STORAGE` says.
 
     Returns:
         The updated caches.
@@ -55,7 +57,7 @@ def prefill_chunk(
     index = jax.lax.axis_index(AXIS)
     lanes = plan.devices[0].lanes.count
     rotation = rope.at[positions].get(mode="clip")
-    x = jnp.repeat(embed[tokens].astype(jnp.float32)[None], lanes, axis=0)
+    x = jnp.repeat(as_weights(embed[tokens], dtype).astype(jnp.float32)[None], lanes, axis=0)
     delay = 0 if config.lanes is None else config.lanes.delay
     # Per module, outputs of this layer and of the `delay` layers before it: own lanes, and the sum of all lanes.
     own_past = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
@@ -63,14 +65,15 @@ def prefill_chunk(
     rules = _mixing_rules(plan)
     vectors = _vectors(plan, constants, index)
 
-    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         x, own_past, sum_past = carry
-        tape = jax.lax.dynamic_index_in_dim(layers, scanned["layer"], 1, keepdims=False)
-        # Without the barrier XLA for CPU widens the tapes of all layers to float32 once, ahead of the loop.
-        weights = _local_weights(plan, jax.lax.optimization_barrier(tape), index)
+        weights = _local_weights(
+            plan, jax.lax.dynamic_index_in_dim(layers, scanned["layer"], 1, keepdims=False), index
+        )
+        weights = jax.tree.map(lambda stored: as_weights(stored, dtype), weights)
         attention = {**weights["attention"], **scanned["vectors"]}
         normed = reference.rms_norm(x, scanned["attention_norm"], config.norm_eps)
-        cache = (scanned["k"], scanned["v"])
+        cache = (as_weights(scanned["k"], dtype), as_weights(scanned["v"], dtype))
         o, cache = reference.attention(
             attention, config, normed, cache, positions, rotation, scanned["window"]
         )
@@ -78,7 +81,8 @@ def prefill_chunk(
         normed = reference.rms_norm(x, scanned["ffn_norm"], config.norm_eps)
         o = reference.feed_forward(weights["feed_forward"], normed)
         x, own_past, sum_past = _mix(x, o, own_past, sum_past, 1, scanned["rules"])
-        return (x, own_past, sum_past), cache
+        stored = tuple(as_weights(part, k_cache.dtype) for part in cache)
+        return (x, own_past, sum_past), stored
 
     scanned = {
         "layer": jnp.arange(config.num_layers),

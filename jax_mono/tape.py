@@ -7,39 +7,68 @@ Nothing ever needs two copies of the model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from jax_mono.config import ConfigError
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Span, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
 
 Array = jax.Array
 
-@jax.tree_util.register_dataclass
+STORAGE = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.uint16)}
+"""How weights and KV caches are stored: bfloat16 as its bit patterns.
+
+XLA for CPU computes in float32 wherever it meets bfloat16, even to cut a slice, and then widens the whole array ahead of
+the loop. It leaves integers alone.
+"""
+
+
+def storage(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype in which weights of a dtype are stored.
+
+    Raises:
+        ConfigError: Weights cannot have this dtype.
+    """
+    name = jnp.dtype(dtype).name
+    if name not in STORAGE:
+        raise ConfigError(f"weights cannot be {name}, only {' or '.join(STORAGE)}")
+    return STORAGE[name]
+
+
+def as_weights(stored: Array, dtype: DTypeLike) -> Array:
+    """Reads stored bits as the dtype they mean; free."""
+    return stored if stored.dtype == dtype else jax.lax.bitcast_convert_type(stored, dtype)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("layers", "head", "constants", "embed"),
+    meta_fields=("dtype",),
+)
 @dataclass(frozen=True)
 class Tapes:
     """All weights of a model, cut for a plan. D devices, B blocks.
 
     Attributes:
-        layers: [D, B, num_layers, layer_words] in the weight dtype: the layer tapes.
-        head: [D, B, head_words] in the weight dtype: the LM head's tapes.
+        layers: [D, B, num_layers, layer_words], the layer tapes, as :data:`STORAGE` says.
+        head: [D, B, head_words], the LM head's tapes, likewise.
         constants: [D, floats] float32: norms and biases, see :func:`jax_mono.record.constants_layout`.
-        embed: [vocab, hidden] in the weight dtype, the same on every device.
+        embed: [vocab, hidden], stored like the tapes, the same on every device.
+        dtype: The weight dtype.
     """
 
     layers: Array
     head: Array
     constants: Array
     embed: Array
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The weight dtype."""
-        return self.layers.dtype
+    dtype: jnp.dtype
 
     @property
     def nbytes(self) -> int:

@@ -63,7 +63,7 @@ ffi::Error decode(ffi::RunId run_id, ffi::AnyBuffer layers, ffi::AnyBuffer head,
                   Ints forced, Ints device_index, ffi::Result<Ints> tokens, ffi::Result<Floats> logprobs,
                   ffi::Result<Ints> top_ids, ffi::Result<Floats> top_logprobs, ffi::Result<Ints> status,
                   ffi::Result<Floats> logits, ffi::Result<ffi::AnyBuffer> k_cache, ffi::Result<ffi::AnyBuffer> v_cache,
-                  ffi::Span<const int64_t> plan_words, int32_t mode, int32_t wait_limit_ms, int32_t meeting_limit_ms,
+                  ffi::Span<const int64_t> plan_words, int32_t mode, int32_t weights, int32_t wait_limit_ms, int32_t meeting_limit_ms,
                   ffi::Span<const int32_t> fault_words) {
   // The record must be whole before anything in it is believed.
   if (plan_words.size() * 8 < sizeof(Header)) return refuse("the plan record is truncated");
@@ -72,10 +72,15 @@ ffi::Error decode(ffi::RunId run_id, ffi::AnyBuffer layers, ffi::AnyBuffer head,
   if (h.magic != kPlanMagic || h.size != Plan::size(h) || size_t(h.size) != plan_words.size() * 8)
     return refuse("the plan record does not fit this library; rebuild libjax_mono");
 
-  const ffi::DataType dtype = layers.element_type();
-  if (dtype != ffi::F32 && dtype != ffi::BF16) return refuse("weights must be float32 or bfloat16");
-  for (ffi::DataType other : {head.element_type(), embed.element_type(), k_cache->element_type(), v_cache->element_type()})
-    if (other != dtype) return refuse("tapes, embedding and KV cache must have the same dtype");
+  // Order of jax_mono.tape.STORAGE. bfloat16 comes as its bit patterns.
+  const auto weight_type = WeightType(weights);
+  if (weight_type != WeightType::kFloat32 && weight_type != WeightType::kBfloat16)
+    return refuse("weights must be float32 or bfloat16");
+  const ffi::DataType stored = weight_type == WeightType::kFloat32 ? ffi::F32 : ffi::U16;
+  for (ffi::DataType type : {layers.element_type(), head.element_type(), embed.element_type(), k_cache->element_type(),
+                             v_cache->element_type()})
+    if (type != stored)
+      return refuse("tapes, embedding and KV cache must all be stored as jax_mono.tape.STORAGE says for the weight dtype");
 
   if (layers.dimensions().size() != 4 || rope.dimensions().size() != 3 || tokens->dimensions().size() != 2)
     return refuse("wrong rank of layers, rope or tokens");
@@ -174,7 +179,7 @@ ffi::Error decode(ffi::RunId run_id, ffi::AnyBuffer layers, ffi::AnyBuffer head,
       gang = rendezvous().join(run_id.run_id, plan, index, i64(meeting_limit_ms) * 1000000, gang, error);
       if (!gang) return ffi::Error(ffi::ErrorCode::kDeadlineExceeded, "jax_mono: " + error);
     }
-    gang->run(variant, dtype == ffi::F32 ? WeightType::kFloat32 : WeightType::kBfloat16, calls);
+    gang->run(variant, weight_type, calls);
     std::string error = gang->error();
     if (!error.empty()) return ffi::Error(ffi::ErrorCode::kAborted, "jax_mono: " + error);
   } catch (const std::bad_alloc&) {
@@ -220,6 +225,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mono_decode_cpu, mono::decode,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<ffi::Span<const int64_t>>("plan")
                                   .Attr<int32_t>("mode")
+                                  .Attr<int32_t>("weights")
                                   .Attr<int32_t>("wait_limit_ms")
                                   .Attr<int32_t>("meeting_limit_ms")
                                   .Attr<ffi::Span<const int32_t>>("fault"));
