@@ -24,7 +24,7 @@ from jax_mono.tape import Tapes, storage
 
 Array = jax.Array
 
-PREFILL_CHUNK = 256
+PREFILL_CHUNK = 128
 """Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
 
 

@@ -7,6 +7,8 @@ cross a named axis.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 from jax_mono.handoffs import MODULES
 from jax_mono.models import layers as reference
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan
-from jax_mono.tape import as_weights, unpack_layer, unpack_vectors
+from jax_mono.tape import as_weights, unpack_matrix, unpack_vectors
 
 Array = jax.Array
 
@@ -63,26 +65,38 @@ def prefill_chunk(
     own_past = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
     sum_past = jnp.zeros((len(MODULES), delay + 1, *x.shape[1:]), jnp.float32)
     rules = _mixing_rules(plan)
-    vectors = _vectors(plan, constants, index)
+    vectors = _local_weights(plan, lambda share: unpack_vectors(plan, constants, share), index)
 
-    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        x, own_past, sum_past = carry
-        weights = _local_weights(
-            plan, jax.lax.dynamic_index_in_dim(layers, scanned["layer"], 1, keepdims=False), index
-        )
-        weights = jax.tree.map(lambda stored: as_weights(stored, dtype), weights)
-        attention = {**weights["attention"], **scanned["vectors"]}
+    def weights(layer: Array, needed_by: Array, *names: str) -> dict[str, Array]:
+        # The barrier keeps the compiler from unpacking matrices long before they are needed.
+        tape = jax.lax.optimization_barrier((layers, needed_by))[0]
+
+        def unpack(share: DevicePlan) -> dict[str, Array]:
+            return {name: unpack_matrix(plan, share, name, tape, layer) for name in names}
+
+        return {name: as_weights(stored, dtype) for name, stored in _local_weights(plan, unpack, index).items()}
+
+    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], None]:
+        x, own_past, sum_past, k_cache, v_cache = carry
+        layer = scanned["layer"]
         normed = reference.rms_norm(x, scanned["attention_norm"], config.norm_eps)
-        cache = (as_weights(scanned["k"], dtype), as_weights(scanned["v"], dtype))
+        projections = weights(layer, normed, "wq", "wk", "wv", "wo")
+        cache = [as_weights(_at(part, layer), dtype) for part in (k_cache, v_cache)]
         o, cache = reference.attention(
-            attention, config, normed, cache, positions, rotation, scanned["window"]
+            {**projections, **scanned["vectors"]}, config, normed, tuple(cache), positions, rotation, scanned["window"]
+        )
+        k_cache, v_cache = (
+            jax.lax.dynamic_update_index_in_dim(whole, as_weights(part, whole.dtype), layer, 0)
+            for whole, part in zip((k_cache, v_cache), cache, strict=True)
         )
         x, own_past, sum_past = _mix(x, o, own_past, sum_past, 0, scanned["rules"])
         normed = reference.rms_norm(x, scanned["ffn_norm"], config.norm_eps)
-        o = reference.feed_forward(weights["feed_forward"], normed)
+        # reference.feed_forward, but with one matrix unpacked at a time.
+        gate = reference.project(normed, weights(layer, normed, "w1")["w1"])
+        up = reference.project(normed, weights(layer, gate, "w3")["w3"])
+        o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
         x, own_past, sum_past = _mix(x, o, own_past, sum_past, 1, scanned["rules"])
-        stored = tuple(as_weights(part, k_cache.dtype) for part in cache)
-        return (x, own_past, sum_past), stored
+        return (x, own_past, sum_past, k_cache, v_cache), None
 
     scanned = {
         "layer": jnp.arange(config.num_layers),
@@ -90,13 +104,15 @@ def prefill_chunk(
         "rules": rules,
         "attention_norm": vectors.pop("attention_norm"),
         "ffn_norm": vectors.pop("ffn_norm"),
-        "k": k_cache,
-        "v": v_cache,
     }
     vectors.pop("norm")
     scanned["vectors"] = vectors
-    _, (k_cache, v_cache) = jax.lax.scan(run_layer, (x, own_past, sum_past), scanned)
-    return k_cache, v_cache
+    start = (x, own_past, sum_past, k_cache, v_cache)
+    return jax.lax.scan(run_layer, start, scanned)[0][3:]
+
+
+def _at(array: Array, index: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
 
 
 def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
@@ -124,47 +140,25 @@ def _mix(
     return jnp.where(rules["at_once"][module], x + total, delayed), own_past, sum_past
 
 
-def _local_weights(plan: Plan, tape: Array, index: Array) -> dict[str, dict[str, Array]]:
-    """One device's matrices of a layer; padded with zeros where devices hold unequal shares."""
-    if _alike(plan):
-        return unpack_layer(plan, plan.devices[0], tape)
-    queries = plan.max_kv_heads * plan.config.queries_per_kv * plan.config.head_dim
-    keys = plan.max_kv_heads * plan.config.head_dim
-    neurons = max(share.neurons.count for share in plan.devices)
-    padded = {"wq": queries, "wk": keys, "wv": keys, "wo": queries, "w1": neurons, "w3": neurons, "w2": neurons}
-
-    def unpack(share: DevicePlan) -> dict[str, dict[str, Array]]:
-        weights = unpack_layer(plan, share, tape)
-        return {
-            module: {
-                name: _pad_axis(matrix, 2 if name in ("wo", "w2") else 1, padded[name])
-                for name, matrix in matrices.items()
-            }
-            for module, matrices in weights.items()
-        }
-
-    return jax.lax.switch(index, [lambda share=share: unpack(share) for share in plan.devices])
-
-
-def _vectors(plan: Plan, constants: Array, index: Array) -> dict[str, Array]:
-    if _alike(plan) or not plan.config.qkv_bias:
-        return unpack_vectors(plan, constants, plan.devices[0])
-    keys = plan.max_kv_heads * plan.config.head_dim
-    padded = {"bq": keys * plan.config.queries_per_kv, "bk": keys, "bv": keys}
-
-    def unpack(share: DevicePlan) -> dict[str, Array]:
-        vectors = unpack_vectors(plan, constants, share)
-        return {
-            name: _pad_axis(vector, 2, padded[name]) if name in padded else vector
-            for name, vector in vectors.items()
-        }
-
-    return jax.lax.switch(index, [lambda share=share: unpack(share) for share in plan.devices])
-
-
-def _alike(plan: Plan) -> bool:
+def _local_weights(plan: Plan, unpack: Callable[[DevicePlan], dict[str, Array]], index: Array) -> dict[str, Array]:
+    """One device's matrices or biases of a layer; padded with zeros where devices hold unequal shares."""
     first = plan.devices[0].stages
-    return all(share.stages[name] == first[name] for share in plan.devices for name in LAYER_STAGES)
+    if all(share.stages[name] == first[name] for share in plan.devices for name in LAYER_STAGES):
+        return unpack(plan.devices[0])
+    keys = plan.max_kv_heads * plan.config.head_dim
+    queries = keys * plan.config.queries_per_kv
+    neurons = max(share.neurons.count for share in plan.devices)
+    rows = {"wq": queries, "wk": keys, "wv": keys, "w1": neurons, "w3": neurons}
+    cols = {"wo": queries, "w2": neurons, "bq": queries, "bk": keys, "bv": keys}
+
+    def padded(share: DevicePlan) -> dict[str, Array]:
+        weights = unpack(share)
+        for axis, lengths in ((1, rows), (2, cols)):
+            for name in lengths.keys() & weights.keys():
+                weights[name] = _pad_axis(weights[name], axis, lengths[name])
+        return weights
+
+    return jax.lax.switch(index, [functools.partial(padded, share) for share in plan.devices])
 
 
 def _pad_axis(array: Array, axis: int, length: int) -> Array:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jax_mono.config import ConfigError
-from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Span, Stage, StageName, TileFormat
+from jax_mono.plan import DevicePlan, Plan, Span, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
 
 Array = jax.Array
@@ -223,44 +223,60 @@ def _pad(matrix: np.ndarray, rows: int, cols: int) -> np.ndarray:
 # Unpacking ----------------------------------------------------------------------------------------------------------
 
 
-def unpack_layer(plan: Plan, share: DevicePlan, tape: Array) -> dict[str, dict[str, Array]]:
-    """Recovers the matrices that one device holds of one layer, bit for bit.
+def unpack_layer(
+    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None
+) -> dict[str, dict[str, Array]]:
+    """Recovers all matrices that one device holds of one layer.
 
     Args:
         plan: The plan.
         share: The device's share.
-        tape: [B, layer_words], the layer tapes of the device's blocks.
+        tape: The layer tapes of the device's blocks, [B, layer_words], or [B, num_layers, layer_words] with ``layer``.
+        layer: Which layer, may be traced.
 
     Returns:
-        ``attention`` with wq, wk, wv, wo and ``feed_forward`` with w1, w3, w2, each with the axis of the device's
-        lanes first.
+        ``attention`` with wq, wk, wv, wo and ``feed_forward`` with w1, w3, w2; see :func:`unpack_matrix`.
     """
-    stages, tile = share.stages, plan.tile
-    tiles = {name: _join(stages[name], tape) for name in LAYER_STAGES}
-    qkv = _column_matrix(tiles["qkv"], stages["qkv"], tile)
-    query_rows = share.kv_heads.count // share.lanes.count * plan.config.queries_per_kv * plan.config.head_dim
-    kv_rows = query_rows // plan.config.queries_per_kv
-    gate, up = _unpair(_column_matrix(tiles["up"], stages["up"], tile), tile.rows // 2)
-    neurons = share.neurons.count // share.lanes.count
+    names = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w3", "w2")}
     return {
-        "attention": {
-            "wq": qkv[:, :query_rows],
-            "wk": qkv[:, query_rows : query_rows + kv_rows],
-            "wv": qkv[:, query_rows + kv_rows :],
-            "wo": _row_matrix(tiles["o"], stages["o"], tile),
-        },
-        "feed_forward": {
-            "w1": gate[:, :neurons],
-            "w3": up[:, :neurons],
-            "w2": _row_matrix(tiles["down"], stages["down"], tile),
-        },
+        module: {name: unpack_matrix(plan, share, name, tape, layer) for name in members}
+        for module, members in names.items()
     }
+
+
+def unpack_matrix(
+    plan: Plan, share: DevicePlan, name: str, tape: Array, layer: ArrayLike | None = None
+) -> Array:
+    """Recovers the part of a matrix that one device holds, bit for bit, as it is stored.
+
+    Args:
+        plan: The plan.
+        share: The device's share.
+        name: wq, wk, wv, wo, w1, w3 or w2.
+        tape: As for :func:`unpack_layer`.
+        layer: As for :func:`unpack_layer`.
+
+    Returns:
+        [lanes, rows, cols], lanes of this device; wo and w2 are cut along their columns, the others along their rows.
+    """
+    stages, half = share.stages, plan.tile.rows // 2
+    if name in ("wo", "w2"):
+        return _row_matrix(stages["o" if name == "wo" else "down"], plan.tile, tape, layer)
+    if name in ("w1", "w3"):
+        rows = slice(0, half) if name == "w1" else slice(half, 2 * half)
+        neurons = share.neurons.count // share.lanes.count
+        return _column_matrix(stages["up"], plan.tile, tape, layer, rows)[:, :neurons]
+    qkv = _column_matrix(stages["qkv"], plan.tile, tape, layer)
+    queries = _query_span(plan, share).count // share.lanes.count
+    keys = _key_span(plan, share).count // share.lanes.count
+    ranges = {"wq": (0, queries), "wk": (queries, queries + keys), "wv": (queries + keys, queries + 2 * keys)}
+    return qkv[:, slice(*ranges[name])]
 
 
 def unpack_head(plan: Plan, share: DevicePlan, tape: Array) -> Array:
     """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [B, head_words]."""
     stage = share.stages["head"]
-    return _column_matrix(_join(stage, tape), stage, plan.tile).reshape(-1, stage.cols)
+    return _column_matrix(stage, plan.tile, tape, None)[:, : stage.rows].reshape(-1, stage.cols)
 
 
 def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str, Array]:
@@ -295,33 +311,36 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _join(stage: Stage, tape: Array) -> Array:
-    """Collects the tiles of a stage from the blocks' tapes [B, words] into [tiles, tile_words]."""
+def _runs(stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
+    """Every block's tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
     runs = []
     for block, (share, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
-        run = jax.lax.slice_in_dim(tape[block], offset, offset + share.count * stage.tile_words)
+        words = share.count * stage.tile_words
+        if layer is None:
+            run = jax.lax.slice_in_dim(tape[block], offset, offset + words)
+        else:
+            run = jax.lax.dynamic_slice(tape, (block, layer, offset), (1, 1, words))
         runs.append(run.reshape(share.count, stage.tile_words))
-    return jnp.concatenate(runs)
+    return runs
 
 
-def _column_matrix(tiles: Array, stage: Stage, tile: TileFormat) -> Array:
+def _column_matrix(
+    stage: Stage, tile: TileFormat, tape: Array, layer: ArrayLike | None, rows: slice = slice(None)
+) -> Array:
+    """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
     if stage.tiles == 0:
-        return jnp.zeros((stage.lanes, 0, stage.cols), tiles.dtype)
-    chunks = tiles.reshape(stage.lanes, stage.tiles_per_lane, -1, tile.rows, tile.cols)
-    matrix = chunks.transpose(0, 1, 3, 2, 4).reshape(stage.lanes, stage.tiles_per_lane * tile.rows, -1)
-    return matrix[:, : stage.rows, : stage.cols]
+        return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
+    chunks = stage.tile_words // (tile.rows * tile.cols)
+    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in _runs(stage, tape, layer)]
+    matrix = jnp.concatenate(runs).swapaxes(1, 2)
+    return matrix.reshape(stage.lanes, -1, chunks * tile.cols)[:, :, : stage.cols]
 
 
-def _row_matrix(tiles: Array, stage: Stage, tile: TileFormat) -> Array:
+def _row_matrix(stage: Stage, tile: TileFormat, tape: Array, layer: ArrayLike | None) -> Array:
+    """[lanes, rows, cols] of a row parallel stage."""
     if stage.cols == 0:
-        return jnp.zeros((stage.lanes, stage.rows, 0), tiles.dtype)
+        return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
+    tiles = jnp.concatenate(_runs(stage, tape, layer))
     chunks = tiles.reshape(stage.tiles, stage.lanes, -1, tile.rows, tile.cols)
     matrix = chunks.transpose(1, 0, 3, 2, 4).reshape(stage.lanes, stage.tiles * tile.rows, -1)
     return matrix[:, : stage.rows, : stage.cols]
-
-
-def _unpair(rows: Array, half: int) -> tuple[Array, Array]:
-    lanes, count, cols = rows.shape
-    both = rows.reshape(lanes, count // (2 * half), 2, half, cols)
-    gate, up = (both[:, :, part].reshape(lanes, count // 2, cols) for part in (0, 1))
-    return gate, up

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_mono import __version__
-from jax_mono.cli.options import Formatter
+from jax_mono.cli.options import Formatter, add_message_options
 from jax_mono.extras import MissingExtraError
 
 COMMANDS = ("generate", "logits", "parity", "bench", "plan", "convert", "doctor")
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jax-mono {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"jax_mono.cli.{name}").add_parser(subparsers)
+        add_message_options(importlib.import_module(f"jax_mono.cli.{name}").add_parser(subparsers))
     return parser
 
 

@@ -23,7 +23,7 @@ The directory appears only once it is complete. Quantised GGUF tensors become fl
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "convert", run, "write a checkpoint in another format", _DESCRIPTION)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for generate: a path, or a name")
@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that has content")
     options.add_reading_options(parser)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

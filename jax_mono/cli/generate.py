@@ -33,7 +33,7 @@ is by then is printed, and the exit code is 130.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "generate", run, "generate text from a prompt", _DESCRIPTION)
     prompt.add_options(parser)
@@ -81,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument(
         "--top-logprobs", metavar="N", type=options.natural, default=0, help="likeliest alternatives per token (--json)"
     )
+    return parser
 
 
 @dataclass
@@ -91,14 +92,18 @@ class _Run:
         text: Text so far.
         fed: How many tokens are in the text.
         first_s: Seconds until the first token, or None before it.
+        last_s: Seconds until the last token that came while the call ran.
         total_s: Seconds until the end.
+        tokens_per_s: After the first token, or None without a second one.
         interrupted: Whether Ctrl-C ended it.
     """
 
     text: list[str] = field(default_factory=list)
     fed: int = 0
     first_s: float | None = None
+    last_s: float = 0.0
     total_s: float = 0.0
+    tokens_per_s: float | None = None
     interrupted: bool = False
 
 
@@ -131,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = _record(arguments, decoder, tokenizer, tokens, done, output, seed)
     record["timings"] = {"load_s": load_s, "pack_s": pack_s, **record.pop("timings")}
     if arguments.json:
-        print_json(record)
+        print_json(record, indent=None)
     else:
         note(_summary(record), quiet=arguments.quiet)
     return 130 if done.interrupted else 0
@@ -222,14 +227,16 @@ def _follow(
 
     try:
         for token in stream:
-            if done.first_s is None:
-                done.first_s = time.perf_counter() - started
+            done.last_s = time.perf_counter() - started
+            done.first_s = done.last_s if done.first_s is None else done.first_s
             take_token(token.id)
     except KeyboardInterrupt:
         done.interrupted = True
         stream.cancel()
     output = stream.result()
     done.total_s = time.perf_counter() - started
+    if done.first_s is not None and done.last_s > done.first_s:
+        done.tokens_per_s = (done.fed - 1) / (done.last_s - done.first_s)
     for token in output.tokens[done.fed :]:  # those that came between the interrupt and the end
         take_token(token)
     take(pieces.flush())
@@ -255,8 +262,6 @@ def _record(
         return {"token": token.id, "text": text, "logprob": token.logprob}
 
     kernel = isinstance(decoder, Decoder)
-    after_first = len(output.tokens) - 1
-    decode_s = done.total_s - (done.first_s or 0.0)
     return {
         "model": arguments.checkpoint,
         "prompt_tokens": list(tokens),
@@ -268,7 +273,7 @@ def _record(
         "timings": {
             "first_token_s": done.first_s,
             "total_s": done.total_s,
-            "tokens_per_s": after_first / decode_s if after_first > 0 and decode_s > 0 else None,
+            "tokens_per_s": done.tokens_per_s,
         },
         "seed": seed,
         "dtype": arguments.dtype,

@@ -25,7 +25,7 @@ that follows token t.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "logits", run, "write the logits of given tokens", _DESCRIPTION)
     options.add_checkpoint_options(parser, default=options.DEFAULT_CHECKPOINT)
@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_backend_option(parser)
     options.add_dtype_option(parser, default="float32")
     options.add_shape_options(parser)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help, action.default
-        if text and default is not None and default is not False and default != argparse.SUPPRESS:
-            if action.option_strings and "%(default)" not in text:
-                return f"{text} (default: %(default)s)"
-        return text
+        tells = default not in (None, False, argparse.SUPPRESS) and default != []
+        return f"{text} (default: %(default)s)" if text and tells and action.option_strings else text
 
 
 def command(
@@ -37,10 +35,14 @@ def command(
     """
     parser = subparsers.add_parser(name, help=summary, description=description, formatter_class=Formatter)
     parser.set_defaults(run=run)
-    common = parser.add_argument_group("messages")
-    common.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes on stderr")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def add_message_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--quiet`` and ``--debug``, which every command has."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes on stderr")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, *, default: str | None, required: bool = False) -> None:

@@ -19,7 +19,7 @@ MODEL is a preset, tiny, tiny-laneformer, or a checkpoint, of which only the con
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "plan", run, "show which block owns what", _DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="a preset or a checkpoint")
@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "--blocks", metavar="N", type=options.count, help="blocks per device; this process's cores if absent"
     )
     parser.add_argument("--out", metavar="FILE", help="also draw it; the suffix chooses the format: .svg or .png")
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

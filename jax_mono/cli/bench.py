@@ -1,0 +1,282 @@
+"""``jax-mono bench``: tokens per second, beside what the memory of this machine allows."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jax_mono.cli import options
+from jax_mono.cli.console import note, print_json
+
+if TYPE_CHECKING:
+    from jax_mono.decoder import Decoder
+    from jax_mono.models.source import WeightSource
+
+_DESCRIPTION = """\
+Measures decoding of one sequence. Every token reads all weights once, so the time to beat is their size over the
+bandwidth with which this machine reads memory; that bandwidth is measured in the same run, before and after, by the
+same number of threads on the very arrays that hold the weights.
+
+  jax-mono bench --model laneformer-2b --random-weights
+  jax-mono bench --model DIR --dtype float32 --new-tokens 128 --json
+  jax-mono bench --model smollm2-135m --random-weights --baseline flax
+
+--baseline flax also times a token loop around one jitted step of the reference model, with a donated cache, in the
+same run. Peak memory is read before that starts.
+"""
+
+_STREAMS = (1, 2, 4, 8)
+_GB = 1e9
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declares the command."""
+    parser = options.command(subparsers, "bench", run, "measure decoding against memory bandwidth", _DESCRIPTION)
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "-c",
+        "--checkpoint",
+        "--model",
+        dest="model",
+        metavar="NAME|DIR|FILE",
+        default=options.DEFAULT_CHECKPOINT,
+        help="a checkpoint; with --random-weights also a preset, tiny or tiny-laneformer",
+    )
+    model.add_argument("--random-weights", action="store_true", help="draw weights instead of reading them")
+    model.add_argument("--seed", metavar="N", type=options.natural, default=0, help="of random weights and prompt")
+    options.add_reading_options(model)
+    options.add_dtype_option(model)
+    options.add_shape_options(model)
+    model.add_argument(
+        "--context", metavar="N", type=options.count, help="tokens to make room for; prompt and new tokens if absent"
+    )
+    work = parser.add_argument_group("work")
+    work.add_argument("--prompt-tokens", metavar="N", type=options.count, default=32, help="length of the prompt")
+    work.add_argument("--new-tokens", metavar="N", type=options.count, default=64, help="tokens per run, at least 2")
+    work.add_argument("--runs", metavar="N", type=options.count, default=5, help="runs after a first one that compiles")
+    work.add_argument("--baseline", choices=("flax",), help="also measure the reference model")
+    work.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """One run: seconds from the call to each token."""
+
+    arrivals: tuple[float, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
+
+    @property
+    def gaps(self) -> list[float]:
+        return [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures."""
+    import numpy as np
+
+    from jax_mono.cli.machine import set_up_jax
+    from jax_mono.cli.models import open_model, pack_decoder
+
+    if arguments.new_tokens < 2:
+        raise ValueError("--new-tokens must be at least 2: speed is measured between tokens")
+    set_up_jax(arguments.form, arguments.devices)
+    source = open_model(arguments)
+    config = source.config
+    needed = arguments.prompt_tokens + arguments.new_tokens
+    context = arguments.context or needed
+    if not needed <= context <= config.max_position_embeddings:
+        raise ValueError(
+            f"{arguments.prompt_tokens} prompt tokens and {arguments.new_tokens} new ones need a context from {needed} "
+            f"to the model's {config.max_position_embeddings}, not {context}"
+        )
+    rss_before = _peak_rss()
+    started = time.perf_counter()
+    decoder = pack_decoder(source, arguments, devices=arguments.devices, form=arguments.form, context=context)
+    pack_s = time.perf_counter() - started
+    tokens = np.random.default_rng(arguments.seed).integers(0, config.vocab_size, arguments.prompt_tokens).tolist()
+
+    first = _kernel_run(decoder, tokens, arguments.new_tokens)
+    before = _bandwidth(decoder)
+    timings = [_kernel_run(decoder, tokens, arguments.new_tokens) for _ in range(arguments.runs)]
+    after = _bandwidth(decoder)
+    record = _about(arguments, decoder, context)
+    record |= {"pack_s": pack_s, "first_call_s": first.arrivals[-1]}
+    record |= _speed(timings)
+    record |= _against_bandwidth(decoder, before, after, record["tokens_per_s"])
+    record |= _memory(decoder, rss_before)
+    if arguments.baseline:
+        record |= _baseline(arguments, source, tokens, context, record["tokens_per_s"])
+    if arguments.json:
+        print_json(record)
+    else:
+        _print(record)
+    return 0
+
+
+def _kernel_run(decoder: Decoder, tokens: Sequence[int], new_tokens: int) -> _Timing:
+    started = time.perf_counter()
+    with decoder.stream(tokens, max_new_tokens=new_tokens, stop=[]) as stream:
+        arrivals = tuple(time.perf_counter() - started for _ in stream)
+        stream.result()
+    return _Timing(arrivals)
+
+
+def _bandwidth(decoder: Decoder, repeats: int = 5) -> dict[int, float]:
+    """Bytes per second by number of streams per thread, best of a few passes: others share the machine.
+
+    With a mesh all threads read the first device's tapes, which are as large as the others'.
+    """
+    from jax_mono import native
+
+    threads = decoder.plan.num_devices * decoder.plan.num_blocks
+    layers = decoder.tapes.layers.addressable_shards[0].data
+    return {
+        streams: max(native.read_bandwidth(layers, threads, streams) for _ in range(repeats)) for streams in _STREAMS
+    }
+
+
+def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dict[str, Any]:
+    from jax_mono import native
+    from jax_mono.cli import machine
+
+    found = machine.versions()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": arguments.model,
+        "weights": "random" if arguments.random_weights else "checkpoint",
+        "parameters": decoder.plan.config.num_parameters,
+        "dtype": arguments.dtype,
+        "batch": 1,
+        "context": context,
+        "prompt_tokens": arguments.prompt_tokens,
+        "new_tokens": arguments.new_tokens,
+        "runs": arguments.runs,
+        "devices": decoder.plan.num_devices,
+        "blocks": decoder.plan.num_blocks,
+        "form": arguments.form,
+        "variant": native.cpu_variant(),
+        "cpu": machine.cpu_model(),
+        "cores": machine.cores(),
+        "memory_bytes": machine.memory()[0],
+        "huge_pages": machine.huge_pages(),
+        **{f"{name.replace('-', '_')}_version": version for name, version in found.items()},
+    }
+
+
+def _speed(timings: Sequence[_Timing]) -> dict[str, Any]:
+    import numpy as np
+
+    speeds = [timing.tokens_per_s for timing in timings]
+    gaps = np.concatenate([timing.gaps for timing in timings])
+    return {
+        "tokens_per_s": float(np.median(speeds)),
+        "tokens_per_s_min": min(speeds),
+        "tokens_per_s_max": max(speeds),
+        "inter_token_p50_s": float(np.percentile(gaps, 50)),
+        "inter_token_p99_s": float(np.percentile(gaps, 99)),
+        "first_token_s": float(np.median([timing.arrivals[0] for timing in timings])),
+    }
+
+
+def _against_bandwidth(
+    decoder: Decoder, before: dict[int, float], after: dict[int, float], speed: float
+) -> dict[str, Any]:
+    plan = decoder.plan
+    words = sum(
+        plan.block_words(device, block) for device in range(plan.num_devices) for block in range(plan.num_blocks)
+    )
+    bytes_per_token = words * decoder.tapes.dtype.itemsize
+    best = max(*before.values(), *after.values())
+    return {
+        "bytes_per_token": bytes_per_token,
+        "read_bandwidth_before_bytes_per_s": max(before.values()),
+        "read_bandwidth_after_bytes_per_s": max(after.values()),
+        **{f"read_bandwidth_{streams}_streams_bytes_per_s": max(before[streams], after[streams]) for streams in before},
+        "limit_tokens_per_s": best / bytes_per_token,
+        "decode_bytes_per_s": speed * bytes_per_token,
+        "fraction_of_read_bandwidth": speed * bytes_per_token / best,
+    }
+
+
+def _memory(decoder: Decoder, rss_before: int) -> dict[str, Any]:
+    cache = decoder.new_cache()
+    return {
+        "weight_bytes": decoder.tapes.nbytes,
+        "kv_cache_bytes": cache.k.nbytes + cache.v.nbytes,
+        "rss_before_packing_bytes": rss_before,
+        "peak_rss_bytes": _peak_rss(),
+    }
+
+
+def _peak_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _baseline(
+    arguments: argparse.Namespace, source: WeightSource, tokens: Sequence[int], context: int, speed: float
+) -> dict[str, Any]:
+    """Times the reference model's token loop. Tokens stay on the device, so that nothing but the steps is timed."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jax_mono.cli.flax_decoder import FlaxDecoder, step
+    from jax_mono.cli.models import as_dtype
+
+    note("measuring the Flax token loop", quiet=arguments.quiet)
+    decoder = FlaxDecoder.from_source(source, dtype=as_dtype(arguments.dtype), context=context)
+    seconds, chosen = [], []
+    for index in range(arguments.runs + 1):
+        _, cache = decoder.forward(tokens[:-1], logits=False)
+        token, position, chosen = jnp.int32(tokens[-1]), len(tokens) - 1, []
+        token, _, _, _, cache = step(decoder.config, decoder.params, cache, token, np.int32(position))
+        jax.block_until_ready(cache)
+        started = time.perf_counter()
+        for _ in range(arguments.new_tokens - 1):
+            position += 1
+            token, _, _, _, cache = step(decoder.config, decoder.params, cache, token, np.int32(position))
+            chosen.append(token)
+        jax.block_until_ready(chosen)
+        if index:  # the first run compiles
+            seconds.append(time.perf_counter() - started)
+    found = (arguments.new_tokens - 1) / float(np.median(seconds))
+    return {"baseline": "flax", "baseline_tokens_per_s": found, "times_baseline": speed / found}
+
+
+def _print(record: dict[str, Any]) -> None:
+    def gb(name: str) -> str:
+        return f"{record[name] / _GB:.2f} GB"
+
+    where = f"{record['devices']} x {record['blocks']} blocks ({record['variant']}) on {record['cpu']}"
+    lines = {
+        "model": f"{record['model']}, {record['parameters']:,} parameters, {record['dtype']}, {record['weights']} weights",
+        "machine": f"{where}, {record['cores']} cores, huge pages {record['huge_pages'] or 'unknown'}",
+        "work": f"batch 1, {record['prompt_tokens']} prompt tokens, {record['new_tokens']} new, {record['runs']} runs",
+        "speed": f"{record['tokens_per_s']:.2f} tokens/s (median; {record['tokens_per_s_min']:.2f} to "
+        f"{record['tokens_per_s_max']:.2f})",
+        "latency": f"{1e3 * record['inter_token_p50_s']:.2f} ms between tokens (p99 "
+        f"{1e3 * record['inter_token_p99_s']:.2f} ms), first token after {record['first_token_s']:.3f} s",
+        "stream": f"{gb('bytes_per_token')} per token, {gb('decode_bytes_per_s')}/s",
+        "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb('read_bandwidth_before_bytes_per_s')}/s read "
+        f"before and {gb('read_bandwidth_after_bytes_per_s')}/s after",
+        "reached": f"{record['fraction_of_read_bandwidth']:.0%} of the bandwidth",
+        "memory": f"{gb('weight_bytes')} weights + {gb('kv_cache_bytes')} KV cache; peak {gb('peak_rss_bytes')}, "
+        f"{gb('rss_before_packing_bytes')} of it before packing",
+        "times": f"packing {record['pack_s']:.1f} s, first call with compiling {record['first_call_s']:.1f} s",
+    }
+    if "baseline" in record:
+        lines["baseline"] = (
+            f"{record['baseline_tokens_per_s']:.2f} tokens/s with a jitted Flax step; "
+            f"the kernel is {record['times_baseline']:.2f} times as fast"
+        )
+    for name, text in lines.items():
+        print(f"{name:9} {text}")
