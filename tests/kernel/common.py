@@ -1,0 +1,100 @@
+"""Decoders of tiny models, made quickly, and the Flax model to compare them with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from tiny import random_params
+
+from jax_mono.config import ModelConfig
+from jax_mono.decoder import Decoder
+from jax_mono.models.source import ArraySource, Params
+from jax_mono.models.transformer import Transformer
+from jax_mono.packing import pack
+from jax_mono.plan import make_plan
+from jax_mono.prefill import AXIS
+
+Form = Literal["threads", "mesh"]
+"""Lane threads (all devices in one call), or one call per JAX device."""
+
+
+def make_mesh(devices: int) -> Mesh:
+    """A mesh over the first ``devices`` CPU devices."""
+    return jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
+
+
+@functools.lru_cache(maxsize=64)
+def params_of(config: ModelConfig, dtype: DTypeLike = jnp.float32, seed: int = 3) -> Params:
+    """Random parameters of a model."""
+    return random_params(config, seed, dtype)
+
+
+def make_decoder(
+    config: ModelConfig,
+    *,
+    devices: int = 1,
+    blocks: int = 1,
+    dtype: DTypeLike = jnp.float32,
+    form: Form = "threads",
+    kv_splits: int | None = None,
+    context: int | None = None,
+    params: Params | None = None,
+) -> Decoder:
+    """A decoder with random parameters, unless some are given."""
+    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits)
+    mesh = make_mesh(devices) if form == "mesh" else None
+    source = ArraySource(config, params_of(config, dtype) if params is None else params)
+    tapes = pack(plan, source, dtype=dtype, mesh=mesh)
+    return Decoder(plan, tapes, mesh=mesh, context=context)
+
+
+def some_tokens(length: int, vocab: int = 128, seed: int = 1) -> list[int]:
+    """A random text."""
+    return np.random.default_rng(seed).integers(0, vocab, length).tolist()
+
+
+def _forward(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    return Transformer.from_params(config, params)(tokens)[0]
+
+
+_compiled_forward = jax.jit(_forward, static_argnums=0)
+
+
+def flax_logits(config: ModelConfig, params: Params, tokens: Sequence[int]) -> np.ndarray:
+    """Logits of the Flax model, float32 [T, V].
+
+    Laneformers run operation by operation: they differ in switches, not in shapes, so nothing needs compiling anew.
+    """
+    forward = _compiled_forward if config.lanes is None else _forward
+    return np.asarray(forward(config, params, jnp.asarray(tokens, jnp.int32)))
+
+
+def flax_greedy(config: ModelConfig, params: Params, prompt: Sequence[int], count: int, length: int) -> list[int]:
+    """The Flax model's most likely continuation; every step runs a text of ``length`` tokens."""
+    text = [*prompt, *[0] * (length - len(prompt))]  # what follows does not matter: attention is causal
+    for position in range(len(prompt), len(prompt) + count):
+        text[position] = int(np.argmax(flax_logits(config, params, text)[position - 1]))
+    return text[len(prompt) : len(prompt) + count]
+
+
+def assert_same_tokens(
+    actual: Sequence[int], expected: Sequence[int], config: ModelConfig, params: Params, prompt: Sequence[int]
+) -> None:
+    """Compares greedy tokens; where they part, says how close the decision was."""
+    if list(actual) == list(expected):
+        return
+    pairs = list(zip(actual, expected, strict=False))
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    logits = flax_logits(config, params, [*prompt, *expected])[len(prompt) + at - 1]
+    best, second = np.argsort(logits)[::-1][:2]
+    raise AssertionError(
+        f"token {at} is {actual[at : at + 1]}, not {expected[at : at + 1]}; "
+        f"Flax: {best} leads {second} by {logits[best] - logits[second]:.2e}"
+    )

@@ -1,0 +1,81 @@
+"""The plan's record is what ffi/kernel/plan.h says it is."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from plans import plans
+from tiny import tiny
+
+from jax_mono import native, record
+from jax_mono.handoffs import exchange
+from jax_mono.plan import STAGES, Plan, make_plan
+
+
+def test_every_field_lies_where_the_native_library_expects_it() -> None:
+    mirrored = {name: dtype.itemsize for name, dtype in record.RECORDS.items()}
+    for name, dtype in record.RECORDS.items():
+        mirrored |= {f"{name}.{field}": offset for field, (_, offset, *_) in dtype.fields.items()}
+    # The library does not name the parts of a Span and padding that nobody reads.
+    unnamed = {"Span.first", "Span.count", "Layer.reserved"}
+    assert {name: value for name, value in mirrored.items() if name not in unnamed} == native.record_fields()
+    assert record.SPAN.fields["first"][1] == 0 and record.SPAN.fields["count"][1] == 4
+
+
+def test_fields_have_the_width_of_their_c_types() -> None:
+    for name, dtype in record.RECORDS.items():
+        ends = sorted((offset, dtype[field].itemsize) for field, (_, offset, *_) in dtype.fields.items())
+        position = 0
+        for offset, size in ends:
+            assert offset == position, f"a gap in {name}"
+            position += size
+        assert position == dtype.itemsize and (name == "Span" or position % 8 == 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
+    data = record.plan_record(plan).tobytes()
+    header = np.frombuffer(data, record.HEADER, 1)[0]
+    assert header["magic"] == record.MAGIC and header["size"] == len(data)
+    for name in ("num_devices", "num_blocks", "layer_words", "head_words", "kv_splits", "max_kv_heads", "max_vocab"):
+        assert header[name] == getattr(plan, name)
+    for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
+        assert header[name] == getattr(plan.config, name)
+    at = record.HEADER.itemsize + plan.config.num_layers * record.LAYER.itemsize
+    devices = np.frombuffer(data, record.DEVICE, plan.num_devices, at)
+    blocks = np.frombuffer(data, record.BLOCK, offset=at + devices.nbytes).reshape(plan.num_devices, plan.num_blocks)
+    for device, share in enumerate(plan.devices):
+        layout = exchange(plan, device)
+        channels = devices[device]["channels"]
+        assert (channels["words"], channels["layer_stride"]) == (layout.words, layout.layer_stride)
+        for name in ("qkv", "attention", "activation", "final_inbox", "final_sum", "summary", "logits", "choice"):
+            assert channels[name] == layout.channels[name].offset
+        for name in ("lanes", "kv_heads", "neurons", "vocab"):
+            assert tuple(devices[device][name]) == (getattr(share, name).first, getattr(share, name).count)
+        for position, name in enumerate(STAGES):
+            stage, words = share.stages[name], devices[device]["stages"][position]
+            assert (words["tile_words"], words["rows"], words["lanes"]) == (stage.tile_words, stage.rows, stage.lanes)
+            for block in range(plan.num_blocks):
+                own = blocks[device, block]
+                assert own["offsets"][position] == stage.offsets[block]
+                assert tuple(own["shares"][position]) == (stage.shares[block].first, stage.shares[block].count)
+                assert tuple(own["hidden"]) == (plan.hidden[block].first, plan.hidden[block].count)
+
+
+def test_peers_are_told_only_what_they_read() -> None:
+    """A layer's sums are pushed where a later layer (or the same one) of another device adds them."""
+
+    def pushed(devices: int, **switches: object) -> list[list[int]]:
+        config = tiny("laneformer")
+        config = config.replace(lanes=config.lanes.__class__(count=8, **switches))
+        data = record.plan_record(make_plan(config, devices=devices)).tobytes()
+        layers = np.frombuffer(data, record.LAYER, config.num_layers, record.HEADER.itemsize)
+        return layers["pushed"].tolist()
+
+    assert pushed(1, delay=0) == [[0, 0]] * 5
+    assert pushed(2, delay=0) == [[1, 1]] * 5
+    # Five layers with delay 2: the outputs of the last two arrive nowhere.
+    assert pushed(2, delay=2) == [[1, 1]] * 3 + [[0, 0]] * 2
+    assert pushed(2, delay=2, early_comm=False, early_layers_broadcast=False) == [[0, 0]] * 2 + [[1, 1]] + [[0, 0]] * 2
+    assert pushed(2, delay=2, attention_comm=False) == [[0, 1]] * 3 + [[0, 0]] * 2
