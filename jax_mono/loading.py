@@ -12,7 +12,7 @@ from jax_mono.checkpoint import open_checkpoint
 from jax_mono.decoder import Decoder
 from jax_mono.hub import resolve
 from jax_mono.models.source import OnTensor
-from jax_mono.tokenizer import Tokenizer, TokenizerError
+from jax_mono.tokenizer import NoTokenizerError, Tokenizer
 
 
 def load(
@@ -25,7 +25,9 @@ def load(
     mesh: Mesh | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Decoder:
-    """Loads a checkpoint and packs it for this machine::
+    """Loads a checkpoint and packs it for this machine.
+
+    Example::
 
         decoder = jax_mono.load("smollm2-135m-instruct")
         for token in decoder.stream("def fibonacci(n):", max_new_tokens=64):
@@ -46,13 +48,14 @@ def load(
 
     Raises:
         CheckpointError: The checkpoint is not there or cannot be read.
+        TokenizerError: Its tokenizer cannot be read.
         ConfigError: The model cannot be cut like this.
     """
     path = resolve(checkpoint)
     source = open_checkpoint(path)
     try:
         tokenizer = Tokenizer.open(path)
-    except TokenizerError:
+    except NoTokenizerError:
         tokenizer = None
     return Decoder.from_source(
         source,

@@ -25,8 +25,8 @@ Array = jax.Array
 STORAGE = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.uint16)}
 """How weights and KV caches are stored: bfloat16 as its bit patterns.
 
-XLA for CPU computes in float32 wherever it meets bfloat16, even to cut a slice, and then widens the whole array ahead of
-the loop. It leaves integers alone.
+XLA for CPU computes in float32 wherever it meets bfloat16, even to cut a slice, and then widens the whole array ahead
+of the loop. It leaves integers alone.
 """
 
 

@@ -20,6 +20,10 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be built, or messages that it refuses; the message says why and what to do."""
 
 
+class NoTokenizerError(TokenizerError):
+    """There is no tokenizer where one was looked for."""
+
+
 class Tokenizer:
     """A tokenizer with what generation needs to know about it.
 
@@ -69,7 +73,8 @@ class Tokenizer:
             The tokenizer.
 
         Raises:
-            TokenizerError: If there is none.
+            NoTokenizerError: If there is none.
+            TokenizerError: If it cannot be read.
             MissingExtraError: If the package ``tokenizers`` is not installed.
         """
         path = Path(path)
@@ -80,7 +85,7 @@ class Tokenizer:
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return cls.from_gguf(files[0])
-        raise TokenizerError(
+        raise NoTokenizerError(
             f"{path}: no tokenizer here; looked for tokenizer.json and one .gguf file. Copy tokenizer.json "
             "and tokenizer_config.json of the model into this directory"
         )
