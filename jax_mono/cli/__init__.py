@@ -26,6 +26,19 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 """Exit code when nobody reads the output any more, as shells have it."""
 
+# ConfigError, CheckpointError and TokenizerError are ValueErrors.
+_BAD_INPUT_ERRORS = (
+    ValueError,
+    MissingExtraError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# NativeError and JaxRuntimeError are RuntimeErrors.
+_FAILURES = (RuntimeError, OSError, MemoryError)
+
 _DESCRIPTION = """\
 Runs language models under JAX as one resident kernel: one launch per generation.
 
@@ -83,12 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that a user can act on; None for a bug, whose traceback should be seen."""
-    # ConfigError, CheckpointError and TokenizerError are ValueErrors, NativeError and JaxRuntimeError RuntimeErrors.
-    if isinstance(error, ValueError | MissingExtraError):
+    if isinstance(error, _BAD_INPUT_ERRORS):
         return BAD_INPUT
-    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError):
-        return BAD_INPUT
-    if isinstance(error, RuntimeError | OSError | MemoryError):
+    if isinstance(error, _FAILURES):
         return FAILED
     return None
 

@@ -38,18 +38,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "bench", run, "measure decoding against memory bandwidth", _DESCRIPTION)
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "-c",
-        "--checkpoint",
-        "--model",
-        dest="model",
-        metavar="NAME|DIR|FILE",
-        default=options.DEFAULT_CHECKPOINT,
-        help="a checkpoint; with --random-weights also a preset, tiny or tiny-laneformer",
-    )
-    model.add_argument("--random-weights", action="store_true", help="draw weights instead of reading them")
+    options.add_model_options(model)
     model.add_argument("--seed", metavar="N", type=options.natural, default=0, help="of random weights and prompt")
-    options.add_reading_options(model)
     options.add_dtype_option(model)
     options.add_shape_options(model)
     model.add_argument(
@@ -234,18 +224,15 @@ def _baseline(
 
     note("measuring the Flax token loop", quiet=arguments.quiet)
     decoder = FlaxDecoder.from_source(source, dtype=as_dtype(arguments.dtype), context=context)
-    seconds, chosen = [], []
+    config, seconds = source.config, []
     for index in range(arguments.runs + 1):
-        _, cache = decoder.forward(tokens[:-1], logits=False)
-        token, position, chosen = jnp.int32(tokens[-1]), len(tokens) - 1, []
-        token, _, _, _, cache = step(decoder.config, decoder.params, cache, token, np.int32(position))
+        cache, position = decoder.prefill(tokens[:-1]), len(tokens) - 1
+        token, _, _, cache = step(config, decoder.params, cache, jnp.int32(tokens[-1]), np.int32(position))
         jax.block_until_ready(cache)
         started = time.perf_counter()
-        for _ in range(arguments.new_tokens - 1):
-            position += 1
-            token, _, _, _, cache = step(decoder.config, decoder.params, cache, token, np.int32(position))
-            chosen.append(token)
-        jax.block_until_ready(chosen)
+        for position in range(len(tokens), len(tokens) + arguments.new_tokens - 1):
+            token, _, _, cache = step(config, decoder.params, cache, token, np.int32(position))
+        jax.block_until_ready((token, cache))
         if index:  # the first run compiles
             seconds.append(time.perf_counter() - started)
     found = (arguments.new_tokens - 1) / float(np.median(seconds))
@@ -258,7 +245,8 @@ def _print(record: dict[str, Any]) -> None:
 
     where = f"{record['devices']} x {record['blocks']} blocks ({record['variant']}) on {record['cpu']}"
     lines = {
-        "model": f"{record['model']}, {record['parameters']:,} parameters, {record['dtype']}, {record['weights']} weights",
+        "model": f"{record['model']}, {record['parameters']:,} parameters, {record['dtype']}, "
+        f"{record['weights']} weights",
         "machine": f"{where}, {record['cores']} cores, huge pages {record['huge_pages'] or 'unknown'}",
         "work": f"batch 1, {record['prompt_tokens']} prompt tokens, {record['new_tokens']} new, {record['runs']} runs",
         "speed": f"{record['tokens_per_s']:.2f} tokens/s (median; {record['tokens_per_s_min']:.2f} to "

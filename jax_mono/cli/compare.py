@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jax_mono.tape import as_weights
+
 if TYPE_CHECKING:
     from jax_mono.decode import Cache
     from jax_mono.models.transformer import KVCache
@@ -114,7 +116,10 @@ def layer_errors(plan: Plan, cache: Cache, reference: KVCache, first: int, stop:
         stop: One past the last.
     """
     found = []
-    arrays = [(np.asarray(cache.k), np.asarray(reference.k)), (np.asarray(cache.v), np.asarray(reference.v))]
+    arrays = [
+        (np.asarray(as_weights(ours, theirs.dtype)), np.asarray(theirs))
+        for ours, theirs in ((cache.k, reference.k), (cache.v, reference.v))
+    ]
     for layer in range(plan.config.num_layers):
         errors, relative = [], []
         for ours, theirs in arrays:

@@ -91,12 +91,10 @@ def _write_tokenizer(file: Path, directory: Path) -> None:
 
     parts = build(GGUFFile(file))
     parts["backend"].save(str(directory / "tokenizer.json"))
-    config = {
-        **parts["special_tokens"],
-        "add_bos_token": parts["add_bos"],
-        "chat_template": parts["chat_template"],
-    }
-    _write_json(directory / "tokenizer_config.json", {name: value for name, value in config.items() if value is not None})
+    config = {**parts["special_tokens"], "add_bos_token": parts["add_bos"]}
+    if parts["chat_template"] is not None:
+        config["chat_template"] = parts["chat_template"]
+    _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "generation_config.json", {"eos_token_id": list(parts["eos_ids"])})
 
 

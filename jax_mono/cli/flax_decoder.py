@@ -18,11 +18,14 @@ from jax_mono.models.source import OnTensor, Params, WeightSource, unflatten
 from jax_mono.models.transformer import KVCache, Transformer
 from jax_mono.stream import Token
 
+FEW = 64
+"""Up to here it is quicker to feed tokens one by one than to compile another program that takes many at once."""
 
-@functools.partial(jax.jit, static_argnames=("config", "top_n"), donate_argnames="cache")
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def step(
-    config: ModelConfig, params: Params, cache: KVCache, token: jax.Array, position: jax.Array, top_n: int = 0
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, KVCache]:
+    config: ModelConfig, params: Params, cache: KVCache, token: jax.Array, position: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, KVCache]:
     """Feeds one token and takes the most likely next one.
 
     Args:
@@ -31,25 +34,19 @@ def step(
         cache: Keys and values of the positions before; donated.
         token: int32 [].
         position: int32 [], where the token stands.
-        top_n: Alternatives to report.
 
     Returns:
-        The next token, its log-probability, alternatives int32 and float32 [top_n], and the cache.
+        The next token, its log-probability, the logits float32 [vocab], and the cache.
     """
     logits, cache = Transformer.from_params(config, params)(token[None], cache, position)
     logprobs = jax.nn.log_softmax(logits[0])
-    best = jnp.argmax(logprobs).astype(jnp.int32)
-    top_logprobs, top_ids = jax.lax.top_k(logprobs, top_n)
-    return best, logprobs[best], top_ids, top_logprobs, cache
+    best = jnp.argmax(logits[0]).astype(jnp.int32)
+    return best, logprobs[best], logits[0], cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "logits"), donate_argnames="cache")
-def _feed(
-    config: ModelConfig, params: Params, cache: KVCache, tokens: jax.Array, start: jax.Array, logits: bool
-) -> tuple[jax.Array | None, KVCache]:
-    model = Transformer.from_params(config, params)
-    streams, cache = model.residual_streams(tokens, cache, start)
-    return (model.head(streams[-1]) if logits else None), cache
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _feed(config: ModelConfig, params: Params, cache: KVCache, tokens: jax.Array, start: jax.Array) -> KVCache:
+    return Transformer.from_params(config, params).residual_streams(tokens, cache, start)[1]
 
 
 @dataclass
@@ -112,30 +109,48 @@ class FlaxDecoder:
         """An empty cache."""
         return KVCache.zeros(self.config, self.context, self.dtype)
 
-    def forward(self, tokens: Sequence[int], *, logits: bool = True) -> tuple[np.ndarray, KVCache]:
-        """Feeds tokens from position 0 on, some at a time.
+    def forward(self, tokens: Sequence[int]) -> tuple[np.ndarray, KVCache]:
+        """Feeds tokens from position 0 on, one at a time.
+
+        Many at a time would be faster and less exact: XLA's products of two matrices lose about twice as much to
+        rounding as its products of a matrix and a vector.
 
         Args:
             tokens: At most ``context`` of them.
-            logits: Whether to return logits.
 
         Returns:
-            Logits, float32 [T, vocab] (or [0, vocab]), and the cache; positions from T on hold rubbish.
+            Logits, float32 [T, vocab], and the cache; positions from T on hold nothing.
 
         Raises:
             ValueError: There are too many tokens.
         """
         if len(tokens) > self.context:
             raise ValueError(f"{len(tokens)} tokens are beyond the context of {self.context}")
-        chunk = min(PREFILL_CHUNK, max(1, len(tokens)))
-        cache, rows = self.new_cache(), [np.zeros((0, self.config.vocab_size), np.float32)]
-        for start in range(0, len(tokens), chunk):
-            part = list(tokens[start : start + chunk])
-            padded = np.asarray(part + [0] * (chunk - len(part)), np.int32)
-            some, cache = _feed(self.config, self.params, cache, padded, np.int32(start), logits)
-            if some is not None:
-                rows.append(np.asarray(some)[: len(part)])
-        return np.concatenate(rows), cache
+        cache, rows = self.new_cache(), np.empty((len(tokens), self.config.vocab_size), np.float32)
+        for position, token in enumerate(tokens):
+            _, _, logits, cache = step(self.config, self.params, cache, np.int32(token), np.int32(position))
+            rows[position] = logits
+        return rows, cache
+
+    def prefill(self, tokens: Sequence[int]) -> KVCache:
+        """Feeds a prompt from position 0 on, the fastest way. Positions behind it may hold rubbish until they are fed.
+
+        Args:
+            tokens: At most ``context`` of them.
+
+        Returns:
+            The cache.
+        """
+        cache = self.new_cache()
+        if len(tokens) <= FEW:
+            for position, token in enumerate(tokens):
+                *_, cache = step(self.config, self.params, cache, np.int32(token), np.int32(position))
+            return cache
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            part = list(tokens[start : start + PREFILL_CHUNK])
+            padded = np.asarray(part + [0] * (PREFILL_CHUNK - len(part)), np.int32)
+            cache = _feed(self.config, self.params, cache, padded, np.int32(start))
+        return cache
 
     def stream(
         self,
@@ -179,7 +194,7 @@ class FlaxStream(Iterator[Token]):
         """
         self._decoder, self._budget, self._stops, self._top_n, self._late = decoder, budget, stops, top_n, late
         self._position = len(prompt) - 1
-        _, self._cache = decoder.forward(prompt[:-1], logits=False)
+        self._cache = decoder.prefill(prompt[:-1])
         self._token = jnp.int32(prompt[-1])
         self._output = FlaxOutput([], [], Finish.LENGTH, [])
         self._ended = False
@@ -193,16 +208,17 @@ class FlaxStream(Iterator[Token]):
         if self._ended:
             raise StopIteration
         decoder, output = self._decoder, self._output
-        best, logprob, ids, logprobs, self._cache = step(
-            decoder.config, decoder.params, self._cache, self._token, np.int32(self._position), self._top_n
+        best, logprob, logits, self._cache = step(
+            decoder.config, decoder.params, self._cache, self._token, np.int32(self._position)
         )
         self._token, self._position = best, self._position + 1
         token = Token(int(best), float(logprob))
         output.tokens.append(token.id)
         output.logprobs.append(token.logprob)
         if self._top_n:
-            pairs = zip(np.asarray(ids).tolist(), np.asarray(logprobs).tolist(), strict=True)
-            output.top.append([Token(*pair) for pair in pairs])
+            shift = token.logprob - float(logits[best])
+            likeliest = np.argsort(-np.asarray(logits), kind="stable")[: self._top_n].tolist()
+            output.top.append([Token(index, float(logits[index]) + shift) for index in likeliest])
         if token.id in self._stops:
             self._end(Finish.STOP)
         elif len(output.tokens) >= self._budget:

@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = options.command(subparsers, "generate", run, "generate text from a prompt", _DESCRIPTION)
     prompt.add_options(parser)
     model = parser.add_argument_group("model")
-    options.add_checkpoint_options(model, default=options.DEFAULT_CHECKPOINT)
+    options.add_checkpoint_options(model)
     options.add_dtype_option(model)
     options.add_shape_options(model)
     options.add_backend_option(model)

@@ -28,7 +28,7 @@ that follows token t.
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "logits", run, "write the logits of given tokens", _DESCRIPTION)
-    options.add_checkpoint_options(parser, default=options.DEFAULT_CHECKPOINT)
+    options.add_checkpoint_options(parser)
     parser.add_argument("--tokens-file", metavar="T.npy", required=True, help="the tokens")
     parser.add_argument("--out", metavar="L.npy", required=True, help="where to write the logits")
     options.add_backend_option(parser)
@@ -75,7 +75,5 @@ def _kernel(arguments: argparse.Namespace, source: Any, tokens: list[int]) -> np
 
     # Scores need two tokens. What follows a token does not change its logits.
     fed = tokens if len(tokens) > 1 else tokens * 2
-    decoder = pack_decoder(
-        source, arguments, devices=arguments.devices, form=arguments.form, context=len(fed)
-    )
+    decoder = pack_decoder(source, arguments, devices=arguments.devices, form=arguments.form, context=len(fed))
     return decoder.score(fed, logits=True).logits[: len(tokens)]

