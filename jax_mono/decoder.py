@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,12 @@ _generate = jax.jit(
     static_argnames=("plan", "room", "top_n", "mesh", "lost"),
     donate_argnames="cache",
 )
-_score = jax.jit(
-    pure_score, static_argnames=("plan", "logits", "top_n", "mesh", "lost"), donate_argnames="cache"
-)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "capacity", "logits", "top_n", "mesh", "lost"))
+def _score(plan: Plan, tapes: Tapes, tokens: jax.Array, capacity: int, **options: Any) -> tuple[jax.Array, ...]:
+    # The cache is made in here, because nothing of it comes out: as an argument it would be copied.
+    return pure_score(plan, tapes, empty_cache(plan, capacity, tapes.dtype), tokens, **options)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ class Decoder:
         """An empty conversation."""
         cache = empty_cache(self.plan, self.context, self.tapes.dtype)
         if self.mesh is None:
-            return cache
+            # Committed to the tapes' device, like the caches that calls return: else a second turn compiles anew.
+            return jax.device_put(cache, self.tapes.layers.sharding)
         cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
         rest = {name: jax.device_put(getattr(cache, name), whole) for name in ("tokens", "end", "fed")}
         return Cache(k=jax.device_put(cache.k, cut), v=jax.device_put(cache.v, cut), **rest)
@@ -206,6 +211,8 @@ class Decoder:
         """
         started = time.perf_counter()
         tokens = self._tokens(prompt)
+        if cache is not None and cache.k.is_deleted():
+            raise ValueError("this cache was consumed by an earlier call; use the one in that call's output")
         used = 0 if cache is None else int(cache.end)
         budget = self._budget(len(tokens), used, max_new_tokens)
         sampling.check()
@@ -217,9 +224,6 @@ class Decoder:
         self._check_tokens(stops, "stop token")
         if cache is None:
             cache = self.new_cache()
-        elif cache.k.is_deleted():
-            raise ValueError("this cache was consumed by an earlier call; use the one in that call's output")
-        key = jax.random.key(secrets.randbits(63) if seed is None else seed)
         padded_stops = _padded(stops, -1, _bucket(len(stops), 8))
         room = min(_bucket(budget, SMALLEST_BUCKET), self.context)
         launch = functools.partial(
@@ -228,7 +232,7 @@ class Decoder:
             self.tapes,
             cache,
             _padded(tokens, 0, _bucket(len(tokens), SMALLEST_BUCKET)),
-            key,
+            _key(secrets.randbits(64) if seed is None else seed),
             room=room,
             length=len(tokens),
             budget=budget,
@@ -274,8 +278,8 @@ class Decoder:
             _score(
                 self.plan,
                 self.tapes,
-                self.new_cache(),
                 np.asarray(ids, np.int32),
+                self.context,
                 logits=logits,
                 top_n=top_logprobs,
                 mesh=self.mesh,
@@ -347,5 +351,12 @@ def _padded(values: Sequence[int], filler: int, length: int) -> np.ndarray:
     return np.asarray([*values, *[filler] * (length - len(values))], np.int32)
 
 
+def _key(seed: int) -> np.ndarray:
+    """A raw key of 64 bits; ``jax.random.key`` would drop the upper half."""
+    return np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
+
+
 def _as_arrays(sampling: Sampling) -> Sampling:
-    return jax.tree.map(np.asarray, replace(sampling, top_k=np.int32(sampling.top_k)))
+    """Fixed dtypes, so that a whole number is not a new type to compile for."""
+    top_k = np.int32(min(sampling.top_k, np.iinfo(np.int32).max))
+    return replace(jax.tree.map(np.float32, sampling), top_k=top_k)
