@@ -8,9 +8,10 @@ namespace mono::MONO_VARIANT {
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2E = 1.44269504088896341f;
 
-// e^x; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf, S. Moshier, 1989). Relative error < 2e-7.
+// e^x; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf, S. Moshier, 1989). Relative error < 2e-7. NaN
+// stays NaN.
 MONO_DEVICE float exp(float x) {
-  if (x < -87.0f) return 0.0f;
+  if (!(x >= -87.0f)) return x < -87.0f ? 0.0f : x;
   if (x > 88.0f) return kInfinity;
   float n = x * kLog2E;
   i32 whole = i32(n + (n < 0 ? -0.5f : 0.5f));
@@ -52,18 +53,19 @@ MONO_DEVICE float log(float x) {
 
 MONO_DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
 
-// Pairwise sum in index order. Lanes of a device first and devices second gives the same result as all lanes at once
+// Pairwise sum in index order, into values[0]. Lanes of a device first and devices second gives the same result as all lanes at once
 // when counts are powers of two, so a Laneformer's sums do not depend on the number of devices.
-MONO_DEVICE float tree_sum(float* values, int count) {
+template <int width>
+MONO_DEVICE void tree_sum(float (*values)[width], int count) {
   for (int step = 1; step < count; step *= 2)
-    for (int i = 0; i + step < count; i += 2 * step) values[i] += values[i + step];
-  return values[0];
+    for (int i = 0; i + step < count; i += 2 * step)
+      for (int k = 0; k < width; ++k) values[i][k] += values[i + step][k];
 }
 
 // Probabilities relative to the most likely token, as 40-bit fixed point: their sums are exact, so they depend neither on
-// the order of summation nor on how the vocabulary is cut.
+// the order of summation nor on how the vocabulary is cut. NaN has none.
 constexpr float kMassScale = 1099511627776.0f;  // 2^40
-MONO_DEVICE u64 mass(float below_max) { return u64(exp(below_max) * kMassScale); }
+MONO_DEVICE u64 mass(float below_max) { return below_max <= 0.0f ? u64(exp(below_max) * kMassScale) : 0; }
 
 // Order-preserving map from floats to unsigned integers.
 MONO_DEVICE u32 sort_key(float x) {
