@@ -12,7 +12,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   const Channels& channels = s.device.channels;
   const i32 hidden = s.header.hidden_size, devices = s.header.num_devices;
   const float* scale = s.constants(s.device.constants.final_norm);
-  float inverse[kMaxLanes], parts[kMaxDevices > kMaxLanes ? kMaxDevices : kMaxLanes];
+  float inverse[kMaxLanes], parts[kMaxDevices > kMaxLanes ? kMaxDevices : kMaxLanes][1];
   for (i32 lane = 0; lane < s.lanes() && normalise; ++lane)
     inverse[lane] = inverse_rms(s, s.scratch.x + i64(lane) * hidden);
 
@@ -22,9 +22,10 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
     const i32 row = s.first_row + r;
     for (i32 lane = 0; lane < s.lanes(); ++lane) {
       float x = s.scratch.x[i64(lane) * hidden + row];
-      parts[lane] = normalise ? x * inverse[lane] * scale[row] : x;
+      parts[lane][0] = normalise ? x * inverse[lane] * scale[row] : x;
     }
-    own[r] = tree_sum(parts, s.lanes());
+    tree_sum(parts, s.lanes());
+    own[r] = parts[0][0];
     for (i32 peer = 0; peer < devices; ++peer) {
       if (peer == s.device_index) continue;
       arch::Word* to = s.call.exchange[peer] + s.call.plan.devices[peer].channels.final_inbox;
@@ -38,10 +39,11 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   for (i32 r = 0; r < s.rows; ++r) {
     const i32 row = s.first_row + r;
     for (i32 peer = 0; peer < devices; ++peer)
-      parts[peer] = peer == s.device_index
+      parts[peer][0] = peer == s.device_index
                         ? own[r]
                         : arch::bits_float(s.link.wait(from + i64(peer) * hidden + row, kFinalInbox, 0));
-    publish(to + row, tag, tree_sum(parts, devices) * factor);
+    tree_sum(parts, devices);
+    publish(to + row, tag, parts[0][0] * factor);
   }
   s.link.read(to, hidden, kFinalSum, 0, [&](i64 i, float value) { s.scratch.x[i] = value; });
 }

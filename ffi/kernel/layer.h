@@ -48,7 +48,7 @@ MONO_DEVICE void norm_to_activations(BlockState<T>& s, i32 lanes, i64 scale_offs
     const float* x = s.scratch.x + i64(lane) * hidden;
     T* out = s.scratch.activations + i64(lane) * width;
     float inverse = inverse_rms(s, x);
-    for (i32 i = 0; i < hidden; ++i) arch::from_float(x[i] * inverse * scale[i], out[i]);
+    arch::scale_vector(x, inverse, scale, out, hidden);
     pad_activations(out, hidden, width);
   }
 }
@@ -78,53 +78,80 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer) {
   });
 }
 
+// Sum over this device's lanes of a module's output, for one tile of own rows.
+template <class T>
+MONO_DEVICE void own_sum(const BlockState<T>& s, i32 layer, i32 module, i32 first, float* out) {
+  float parts[kMaxLanes][arch::kTileRows];
+  for (i32 lane = 0; lane < s.lanes(); ++lane)
+    for (i32 k = 0; k < arch::kTileRows; ++k) parts[lane][k] = s.history(layer, module, lane)[first + k];
+  tree_sum(parts, s.lanes());
+  for (i32 k = 0; k < arch::kTileRows; ++k) out[k] = parts[0][k];
+}
+
+// Pushes the sums of own rows to the block of the same number on every other device.
+template <class T>
+MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
+  const Channel inbox = module == kAttention ? kAttentionInbox : kMlpInbox;
+  const u32 tag = s.link.out_tag(inbox, layer);
+  for (i32 first = 0; first < s.rows; first += arch::kTileRows) {
+    float sums[arch::kTileRows];
+    own_sum(s, layer, module, first, sums);
+    for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
+      if (peer == s.device_index) continue;
+      arch::Word* to = s.words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) +
+                       i64(s.device_index) * s.header.hidden_size + s.first_row + first;
+      for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k) publish(to + k, tag, sums[k]);
+    }
+  }
+}
+
+// Sum over all lanes of all devices of a module's output, for one tile of own rows. A peer's word is its lanes' sum; the
+// order of additions is the same on every device.
+template <class T>
+MONO_DEVICE void total_sum(BlockState<T>& s, i32 layer, i32 module, i32 first, float* out) {
+  const Channel inbox = module == kAttention ? kAttentionInbox : kMlpInbox;
+  const arch::Word* from = s.own_words(s.device.channels.inbox[module], layer) + s.first_row + first;
+  float parts[kMaxDevices][arch::kTileRows] = {};
+  for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
+    if (peer == s.device_index) {
+      own_sum(s, layer, module, first, parts[peer]);
+      continue;
+    }
+    for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k)
+      parts[peer][k] = arch::bits_float(s.link.wait(from + i64(peer) * s.header.hidden_size + k, inbox, layer));
+  }
+  tree_sum(parts, s.header.num_devices);
+  for (i32 k = 0; k < arch::kTileRows; ++k) out[k] = parts[0][k];
+}
+
 // Adds what arrives after a module to the block's own rows of the residual stream and publishes them; see
-// ModelConfig.mixing. A peer's word is its lanes' sum; the order of additions is the same on every device.
+// ModelConfig.mixing.
 template <class T>
 MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
   const Layer& rule = s.call.plan.layers[layer];
-  const i32 lanes = s.lanes(), hidden = s.header.hidden_size, devices = s.header.num_devices;
-  const Channel inbox = module == kAttention ? kAttentionInbox : kMlpInbox;
-  const Channel residual = module == kAttention ? kAttentionResidual : kMlpResidual;
   const i32 source = rule.source[module];
-  float parts[kMaxDevices > kMaxLanes ? kMaxDevices : kMaxLanes];
-  auto own_sum = [&](i32 of_layer, i32 r) {
-    for (i32 lane = 0; lane < lanes; ++lane) parts[lane] = s.history(of_layer, module, lane)[r];
-    return tree_sum(parts, lanes);
-  };
-  if (rule.pushed[module]) {
-    u32 tag = s.link.out_tag(inbox, layer);
-    for (i32 r = 0; r < s.rows; ++r) {
-      float sum = own_sum(layer, r);
-      for (i32 peer = 0; peer < devices; ++peer) {
-        if (peer == s.device_index) continue;
-        arch::Word* to = s.words(peer, s.call.plan.devices[peer].channels.inbox[module], layer);
-        publish(to + i64(s.device_index) * hidden + s.first_row + r, tag, sum);
-      }
-    }
-  }
-  const arch::Word* from = source < 0 ? nullptr : s.own_words(s.device.channels.inbox[module], source);
-  arch::Word* to = s.own_words(s.device.channels.residual[module], layer);
-  u32 tag = s.link.out_tag(residual, layer);
-  for (i32 r = 0; r < s.rows; ++r) {
-    float total = 0.0f;
-    if (source >= 0) {
-      float own = own_sum(source, r);
-      for (i32 peer = 0; peer < devices; ++peer) {
-        const arch::Word* word = from + i64(peer) * hidden + s.first_row + r;
-        parts[peer] = peer == s.device_index ? own : arch::bits_float(s.link.wait(word, inbox, source));
-      }
-      total = tree_sum(parts, devices);
-    }
-    for (i32 lane = 0; lane < lanes; ++lane) {
-      float& x = s.residual(lane)[r];
+  const float own_scale = rule.own_scale[module];
+  const Channel residual = module == kAttention ? kAttentionResidual : kMlpResidual;
+  if (rule.pushed[module]) push_sums(s, layer, module);
+  arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + s.first_row;
+  const u32 tag = s.link.out_tag(residual, layer);
+  for (i32 first = 0; first < s.rows; first += arch::kTileRows) {
+    float total[arch::kTileRows] = {};
+    if (source >= 0) total_sum(s, source, module, first, total);
+    for (i32 lane = 0; lane < s.lanes(); ++lane) {
+      float* x = s.residual(lane) + first;
+      const float* own = s.history(layer, module, lane) + first;
       if (source == layer) {
-        x += total;  // bit-identical in all lanes
+        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += total[k];  // bit-identical in all lanes
       } else {
-        x += rule.own_scale[module] * s.history(layer, module, lane)[r];
-        if (source >= 0) x += total - s.history(source, module, lane)[r];
+        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += own_scale * own[k];
       }
-      publish(to + i64(lane) * hidden + s.first_row + r, tag, x);
+      if (source >= 0 && source != layer) {
+        const float* past = s.history(source, module, lane) + first;
+        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += total[k] - past[k];
+      }
+      for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k)
+        publish(to + i64(lane) * s.header.hidden_size + first + k, tag, x[k]);
     }
   }
 }

@@ -103,6 +103,29 @@ MONO_DEVICE void load(const bf16* at, Vec16& out) {
   __builtin_memcpy(&out, &wide, sizeof out);
 }
 
+MONO_DEVICE void store(const Vec16& value, float* at) { __builtin_memcpy(at, &value, sizeof value); }
+MONO_DEVICE void store(const Vec16& value, bf16* at) {
+  Vec16u bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  Vec16u nan = (Vec16u)((bits & 0x7fffffffu) > 0x7f800000u);
+  Vec16u nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
+  Vec16h out = __builtin_convertvector((nearest & ~nan) | (quiet & nan), Vec16h);
+  __builtin_memcpy(at, &out, sizeof out);
+}
+
+// out = x * factor * scale, rounded to the weight type.
+template <class T>
+MONO_DEVICE void scale_vector(const float* x, float factor, const float* scale, T* out, int size) {
+  int i = 0;
+  for (; i + 16 <= size; i += 16) {
+    Vec16 a, b;
+    load(x + i, a);
+    load(scale + i, b);
+    store(a * factor * b, out + i);
+  }
+  for (; i < size; ++i) from_float(x[i] * factor * scale[i], out[i]);
+}
+
 // How far ahead of its use a weight is fetched: what one core needs in flight, measured on Zen 4.
 constexpr int kPrefetchBytes = 8192;
 
