@@ -126,8 +126,7 @@ def resident_call(
     plan: Plan,
     tapes: Tapes,
     rope: Array,
-    k_cache: Array,
-    v_cache: Array,
+    cache: tuple[Array, Array] | None,
     request: CallRequest,
     *,
     mode: Mode,
@@ -143,8 +142,8 @@ def resident_call(
         plan: The plan that the tapes were packed for.
         tapes: The weights.
         rope: float32 [S, head_dim / 2, 2].
-        k_cache: [D, num_layers, max_kv_heads, S, head_dim]; donate it to have it updated in place.
-        v_cache: The same for values.
+        cache: Keys and values, each [D, num_layers, max_kv_heads, S, head_dim]; donate them to have them updated in
+            place. None starts empty.
         request: What to do.
         mode: Generate, or score given tokens.
         room: Length of the token outputs.
@@ -159,29 +158,36 @@ def resident_call(
     """
     native.register()
     ints, floats = request.words()
-    operands = (tapes.layers, tapes.head, tapes.constants, tapes.embed, rope, k_cache, v_cache)
-    operands += (ints, floats, request.stops, request.history, request.forced)
+    cut, whole = P(AXIS), P()
+    shared = (tapes.embed, rope, ints, floats, request.stops, request.history, request.forced)
+    per_device = (tapes.layers, tapes.head, tapes.constants, *(cache or ()))
     call = functools.partial(
-        _local_call, dtype=tapes.dtype, plan=plan, mode=mode, room=room, top_n=top_n, want_logits=want_logits, lost=lost
+        _local_call,
+        dtype=tapes.dtype,
+        plan=plan,
+        mode=mode,
+        room=room,
+        top_n=top_n,
+        want_logits=want_logits,
+        lost=lost,
     )
     if mesh is None:
-        *same, logits, k_cache, v_cache = call(jnp.zeros((1,), jnp.int32), *operands)
+        *same, logits, k_cache, v_cache = call(jnp.zeros((1,), jnp.int32), per_device, shared)
         return CallResult(*(value[0] for value in same), logits, k_cache, v_cache)
-    cut, whole = P(AXIS), P()
-    specs = (cut, cut, cut, whole, whole, cut, cut, *[whole] * 5)
 
-    def per_device(*local: Array) -> tuple[Array, ...]:
-        *same, logits, k_cache, v_cache = call(jax.lax.axis_index(AXIS).astype(jnp.int32)[None], *local)
+    def on_device(per_device: tuple[Array, ...], shared: tuple[Array, ...]) -> tuple[Array, ...]:
+        index = jax.lax.axis_index(AXIS).astype(jnp.int32)[None]
+        *same, logits, k_cache, v_cache = call(index, per_device, shared)
         return *(value[0] for value in same), jax.lax.all_gather(logits[0], AXIS), k_cache, v_cache
 
-    out_specs = (*[whole] * 6, cut, cut)
-    run = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-    return CallResult(*run(*operands))
+    specs = {"in_specs": (cut, whole), "out_specs": (*[whole] * 6, cut, cut)}
+    return CallResult(*jax.shard_map(on_device, mesh=mesh, **specs, check_vma=False)(per_device, shared))
 
 
 def _local_call(
     index: Array,
-    *operands: Array,
+    per_device: tuple[Array, ...],
+    shared: tuple[Array, ...],
     dtype: jnp.dtype,
     plan: Plan,
     mode: Mode,
@@ -190,8 +196,14 @@ def _local_call(
     want_logits: bool,
     lost: LostHandoff | None,
 ) -> Sequence[Array]:
-    devices = operands[0].shape[0]
-    k_cache, v_cache = operands[5:7]
+    layers, head, constants, *cache = per_device
+    embed, rope, *request = shared
+    devices = layers.shape[0]
+    if not cache:
+        config = plan.config
+        shape = (devices, config.num_layers, plan.max_kv_heads, rope.shape[0], config.head_dim)
+        cache = [jnp.zeros(shape, layers.dtype)] * 2
+    k_cache, v_cache = cache
 
     def out(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((devices, *shape), dtype)
@@ -213,8 +225,7 @@ def _local_call(
         input_output_aliases={5: 6, 6: 7},
     )
     return call(
-        *operands,
-        index,
+        *(layers, head, constants, embed, rope, k_cache, v_cache, *request, index),
         plan=plan_record(plan),
         mode=np.int32(mode),
         weights=np.int32(list(STORAGE).index(dtype.name)),

@@ -168,7 +168,7 @@ def generate(
         forced=jnp.zeros((0,), jnp.int32),
     )
     result = resident_call(
-        plan, tapes, rope, k, v, request, mode=Mode.GENERATE, room=room, top_n=top_n, mesh=mesh, lost=lost
+        plan, tapes, rope, (k, v), request, mode=Mode.GENERATE, room=room, top_n=top_n, mesh=mesh, lost=lost
     )
     steps = result.status[0]
     places = jnp.arange(room, dtype=jnp.int32)
@@ -188,7 +188,6 @@ def generate(
 def score(
     plan: Plan,
     tapes: Tapes,
-    cache: Cache,
     tokens: Array,
     *,
     logits: bool = True,
@@ -201,7 +200,6 @@ def score(
     Args:
         plan: The plan that the tapes were packed for.
         tapes: The weights.
-        cache: An empty cache with room for all tokens; only its memory is used.
         tokens: int32 [T].
         logits: Whether to return all logits; they take 4 T vocab bytes.
         top_n: Alternatives to report per token.
@@ -212,8 +210,8 @@ def score(
         Logits, float32 [T, vocab] (or [0, vocab]); log-probabilities of ``tokens[1:]``, float32 [T - 1]; and the
         alternatives at every position, int32 and float32 [T, top_n].
     """
-    rope = jnp.asarray(rope_table(plan.config, cache.capacity))
     room = tokens.shape[0]
+    rope = jnp.asarray(rope_table(plan.config, room))
     nothing = jnp.full((1,), -1, jnp.int32)
     request = CallRequest(
         position=jnp.int32(0),
@@ -234,8 +232,7 @@ def score(
         plan,
         tapes,
         rope,
-        cache.k,
-        cache.v,
+        None,
         request,
         mode=Mode.SCORE,
         room=room,

@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +37,7 @@ _generate = jax.jit(
     static_argnames=("plan", "room", "top_n", "mesh", "lost"),
     donate_argnames="cache",
 )
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "capacity", "logits", "top_n", "mesh", "lost"))
-def _score(plan: Plan, tapes: Tapes, tokens: jax.Array, capacity: int, **options: Any) -> tuple[jax.Array, ...]:
-    # The cache is made in here, because nothing of it comes out: as an argument it would be copied.
-    return pure_score(plan, tapes, empty_cache(plan, capacity, tapes.dtype), tokens, **options)
+_score = jax.jit(pure_score, static_argnames=("plan", "logits", "top_n", "mesh", "lost"))
 
 
 @dataclass(frozen=True)
@@ -279,7 +273,6 @@ class Decoder:
                 self.plan,
                 self.tapes,
                 np.asarray(ids, np.int32),
-                self.context,
                 logits=logits,
                 top_n=top_logprobs,
                 mesh=self.mesh,
