@@ -171,7 +171,7 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
     mode = Mode.SCORE if case.score else Mode.GENERATE
     call = jax.jit(
         lambda tapes, rope, k, v, request: resident_call(
-            plan, tapes, rope, k, v, request, mode=mode, room=case.steps, top_n=top_n, want_logits=case.score
+            plan, tapes, rope, (k, v), request, mode=mode, room=case.steps, top_n=top_n, want_logits=case.score
         )
     )
     result = jax.block_until_ready(call(tapes, jnp.asarray(rope), cache.k, cache.v, request))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,16 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from tiny import random_params
 
+from jax_mono.call import CallRequest, CallResult, resident_call
 from jax_mono.config import ModelConfig
 from jax_mono.decoder import Decoder
 from jax_mono.models.source import ArraySource, Params
+from jax_mono.models.rope import rope_table
 from jax_mono.models.transformer import Transformer
 from jax_mono.packing import pack
 from jax_mono.plan import make_plan
 from jax_mono.prefill import AXIS
+from jax_mono.tape import Tapes
 
 Form = Literal["threads", "mesh"]
 """Lane threads (all devices in one call), or one call per JAX device."""
@@ -53,6 +56,38 @@ def make_decoder(
     source = ArraySource(config, params_of(config, dtype) if params is None else params)
     tapes = pack(plan, source, dtype=dtype, mesh=mesh)
     return Decoder(plan, tapes, mesh=mesh, context=context)
+
+
+def make_request(**changes: object) -> CallRequest:
+    """A greedy request for one token after token 1 at position 0, unless something else is asked for."""
+    fields: dict[str, object] = {
+        "position": 0,
+        "first_token": 1,
+        "budget": 1,
+        "session": 0,
+        "seed": np.zeros(2, np.uint32),
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "stops": np.full(1, -1, np.int32),
+        "history": np.full(1, -1, np.int32),
+        "forced": np.zeros(0, np.int32),
+    }
+    floats = ("temperature", "top_p", "min_p", "repetition_penalty")
+    typed = {
+        name: np.asarray(value, np.float32 if name in floats else None) for name, value in (fields | changes).items()
+    }
+    return CallRequest(**typed)
+
+
+def call_kernel(decoder: Decoder, request: CallRequest, tapes: Tapes | None = None, **options: Any) -> CallResult:
+    """Runs the resident program alone: no prefill, no checks in Python."""
+    cache = decoder.new_cache()
+    rope = jnp.asarray(rope_table(decoder.plan.config, cache.capacity))
+    call = functools.partial(resident_call, decoder.plan, mesh=decoder.mesh, **options)
+    return jax.block_until_ready(call(decoder.tapes if tapes is None else tapes, rope, (cache.k, cache.v), request))
 
 
 def some_tokens(length: int, vocab: int = 128, seed: int = 1) -> list[int]:
