@@ -85,12 +85,11 @@ MONO_DEVICE void run_block(const Call& call, i32 block) {
   while (step < request.budget && finish == kLength) {
     const i32 position = request.position + step;
     s.link.tag = u32(step) + 1;
-    const u32 signal = host_signal(s);
     forward(s, token, position);
     head_stage(s);
     if (call.outputs.logits) store_logits(s, step);
     const i32 target = scoring && step + 1 < request.budget ? request.forced[step + 1] : -1;
-    publish_summary(s, position, target, signal);
+    publish_summary(s, position, target, host_signal(s));  // asked last: the call ends with this very token
     const Choice choice = sample_stage(s, step, position);
     if (s.link.failed) return;
     report(s, step, choice);
