@@ -32,6 +32,8 @@ Without sampling options the most likely token is taken each time. Ctrl-C stops 
 is by then is printed, and the exit code is 130.
 """
 
+_CONTEXT_STEP = 64
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
@@ -126,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     stops = [*(() if arguments.ignore_eos else ends), *arguments.stop_token]
     budget = _budget(arguments, source, len(tokens))
     started = time.perf_counter()
-    decoder = _decoder(arguments, source, context=arguments.context or len(tokens) + budget)
+    decoder = _decoder(arguments, source, arguments.context or _enough(source, len(tokens) + budget))
     pack_s = time.perf_counter() - started
 
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
@@ -173,6 +175,11 @@ def _budget(arguments: argparse.Namespace, source: WeightSource, used: int) -> i
     if budget < arguments.max_new_tokens:
         note(f"at most {budget} new tokens fit into the context of {context}", quiet=arguments.quiet)
     return budget
+
+
+def _enough(source: WeightSource, needed: int) -> int:
+    """A context for this many tokens, one of few different ones: each is compiled anew."""
+    return min(-(-needed // _CONTEXT_STEP) * _CONTEXT_STEP, source.config.max_position_embeddings)
 
 
 def _decoder(arguments: argparse.Namespace, source: WeightSource, context: int) -> Decoder | FlaxDecoder:

@@ -1,0 +1,62 @@
+"""``jax-mono bench``: numbers that hang together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from jax_mono import make_plan
+from jax_mono.cli.models import TINY
+
+WORK = ["--prompt-tokens", "4", "--new-tokens", "8", "--runs", "2"]
+
+
+def test_random_weights_with_baseline(run) -> None:
+    ran = run("bench", "--model", "tiny", "--random-weights", "--blocks", "2", *WORK, "--baseline", "flax", "--json")
+    record = ran.record
+    assert ran.code == 0
+    assert all(not isinstance(value, dict | list) for value in record.values())
+    plan = make_plan(TINY["tiny"], blocks=2)
+    assert record["bytes_per_token"] == 2 * sum(plan.block_words(0, block) for block in range(2))
+    assert (record["dtype"], record["batch"], record["devices"], record["blocks"]) == ("bfloat16", 1, 1, 2)
+    assert (record["context"], record["weights"], record["runs"]) == (12, "random", 2)
+    assert record["jax_version"] == jax.__version__
+    assert record["parameters"] == TINY["tiny"].num_parameters
+    assert record["tokens_per_s_min"] <= record["tokens_per_s"] <= record["tokens_per_s_max"]
+    assert 0 < record["inter_token_p50_s"] <= record["inter_token_p99_s"]
+    best = max(record["read_bandwidth_before_bytes_per_s"], record["read_bandwidth_after_bytes_per_s"])
+    assert record["fraction_of_read_bandwidth"] == pytest.approx(
+        record["tokens_per_s"] * record["bytes_per_token"] / best
+    )
+    assert max(record[f"read_bandwidth_{streams}_streams_bytes_per_s"] for streams in (1, 2, 4, 8)) == best
+    assert record["kv_cache_bytes"] == 2 * 4 * 2 * 12 * 16 * 2
+    assert record["peak_rss_bytes"] >= record["rss_before_packing_bytes"] > 0
+    assert record["times_baseline"] == pytest.approx(record["tokens_per_s"] / record["baseline_tokens_per_s"])
+
+
+def test_table_of_a_checkpoint(run, chat_model: Path) -> None:
+    ran = run("bench", "--model", chat_model, "--blocks", "1", "--dtype", "float32", *WORK)
+    assert ran.code == 0
+    assert {line.split()[0] for line in ran.out.splitlines()} >= {"model", "speed", "latency", "limit", "memory"}
+    assert "checkpoint weights" in ran.out
+
+
+def test_mesh(run) -> None:
+    arguments = ["--model", "tiny-laneformer", "--random-weights", "--devices", "2", "--blocks", "1", "--form", "mesh"]
+    record = run("bench", *arguments, *WORK, "--json").record
+    assert (record["devices"], record["form"]) == (2, "mesh")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--new-tokens", "1"], "at least 2"),
+        (["--context", "20"], "need a context from 96"),
+        (["--context", "999"], "to the model's 512"),
+    ],
+)
+def test_bad_input(run, options: list[str], message: str) -> None:
+    ran = run("bench", "--model", "tiny", "--random-weights", *options)
+    assert ran.code == 2 and message in ran.err
