@@ -16,8 +16,8 @@ from tiny import random_params
 from jax_mono.call import CallRequest, CallResult, resident_call
 from jax_mono.config import ModelConfig
 from jax_mono.decoder import Decoder
-from jax_mono.models.source import ArraySource, Params
 from jax_mono.models.rope import rope_table
+from jax_mono.models.source import ArraySource, Params
 from jax_mono.models.transformer import Transformer
 from jax_mono.packing import pack
 from jax_mono.plan import make_plan
@@ -83,11 +83,10 @@ def make_request(**changes: object) -> CallRequest:
 
 
 def call_kernel(decoder: Decoder, request: CallRequest, tapes: Tapes | None = None, **options: Any) -> CallResult:
-    """Runs the resident program alone: no prefill, no checks in Python."""
-    cache = decoder.new_cache()
-    rope = jnp.asarray(rope_table(decoder.plan.config, cache.capacity))
+    """Runs the resident program alone, on an empty cache: no prefill, no checks in Python."""
+    rope = jnp.asarray(rope_table(decoder.plan.config, decoder.context))
     call = functools.partial(resident_call, decoder.plan, mesh=decoder.mesh, **options)
-    return jax.block_until_ready(call(decoder.tapes if tapes is None else tapes, rope, (cache.k, cache.v), request))
+    return jax.block_until_ready(call(decoder.tapes if tapes is None else tapes, rope, None, request))
 
 
 def some_tokens(length: int, vocab: int = 128, seed: int = 1) -> list[int]:
