@@ -135,8 +135,8 @@ def test_cancelling_keeps_the_tokens_so_far(busy: Decoder) -> None:
     assert len(more.tokens) > 1 and both[:common] == whole.tokens[:common]
 
 
-def test_a_cancel_is_seen_at_the_next_token(busy: Decoder) -> None:
-    """The token at work when the cancel comes is finished; one more is made that carries the news to all blocks."""
+def test_a_cancel_ends_the_call_with_the_token_at_work(busy: Decoder) -> None:
+    """The token at work when the cancel comes is the last one."""
     late = []
     for _ in range(8):
         with busy.stream(PROMPT, max_new_tokens=LONG) as tokens:
@@ -145,7 +145,7 @@ def test_a_cancel_is_seen_at_the_next_token(busy: Decoder) -> None:
             produced = 3 + len(tokens._ready)
             tokens.cancel()
             late.append(len(tokens.result().tokens) - produced)
-    assert min(late) <= 2 and sorted(late)[4] <= 4  # a busy machine may keep this thread from cancelling at once
+    assert min(late) <= 1 and sorted(late)[4] <= 3  # a busy machine may keep this thread from cancelling at once
 
 
 def test_leaving_the_block_ends_the_call(busy: Decoder) -> None:
