@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from jax_mono.cli import machine, options
 from jax_mono.cli.console import print_json
+from jax_mono.config import ConfigError
 
 _DESCRIPTION = """\
 Looks at everything that jax_mono depends on, then generates a few tokens with a tiny model on the kernel and on the
@@ -179,13 +180,14 @@ def _devices() -> Iterator[Finding]:
 
     section = "jax"
     try:
-        found = jax.devices()
-    except RuntimeError as error:
-        yield Finding(section, "devices", "fail", str(error), "set JAX_PLATFORMS=cpu")
+        platform = machine.jax_platform()
+    except ConfigError as error:
+        yield Finding(section, "devices", "fail", str(error))
         return
+    found = jax.devices()
     platforms = {device.platform: sum(other.platform == device.platform for other in found) for device in found}
     text = ", ".join(f"{number} x {platform}" for platform, number in platforms.items())
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         yield Finding(section, "devices", "ok", text)
     else:
         remedy = "the command line sets JAX_PLATFORMS=cpu by itself; set it for your own programs"

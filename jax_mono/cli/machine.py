@@ -34,13 +34,26 @@ def set_up_jax(form: str = "threads", devices: int = 1) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if form != "threads" and _FORCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FORCE}={devices}".strip()
+    platform = jax_platform()
+    if platform != "cpu":
+        raise ConfigError(
+            f"JAX uses the platform {platform!r}, the resident program runs on cpu only; set JAX_PLATFORMS=cpu"
+        )
+
+
+def jax_platform() -> str:
+    """The platform on which JAX puts arrays.
+
+    Raises:
+        ConfigError: JAX finds no device of the platforms that it was told to use.
+    """
     import jax
 
-    if jax.default_backend() != "cpu":
-        raise ConfigError(
-            f"JAX uses the platform {jax.default_backend()!r}, the resident program runs on cpu only; "
-            "set JAX_PLATFORMS=cpu"
-        )
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # an assertion, in jax 0.10, where a platform has no plugin
+        told = os.environ.get("JAX_PLATFORMS")
+        raise ConfigError(f"JAX finds no device, JAX_PLATFORMS is {told!r}; set JAX_PLATFORMS=cpu. {error}") from error
 
 
 def cpu_mesh(devices: int) -> Mesh:

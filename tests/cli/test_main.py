@@ -55,6 +55,15 @@ def test_installed_command_and_module(tmp_path: Path) -> None:
     assert ran.stderr.count("\n") == 1
 
 
+def test_a_platform_that_is_not_there(tmp_path: Path) -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    command = [sys.executable, "-m", "jax_mono", "plan", "tiny"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith("jax-mono: error: JAX")
+    assert "set JAX_PLATFORMS=cpu" in ran.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate", "--nonsense"], ["generate", "--devices", "0"]])
 def test_usage_errors(run, arguments: list[str]) -> None:
     ran = run(*arguments)
