@@ -19,11 +19,11 @@ TARGET = "jax_mono_decode"
 CHANNELS = (
     "qkv rows",
     "attention parts",
+    "attention inbox",
     "residual after attention",
     "activations",
-    "residual after mlp",
-    "attention inbox",
     "mlp inbox",
+    "residual after mlp",
     "final inbox",
     "final sum",
     "summary",

@@ -220,7 +220,7 @@ class Transformer(nnx.Module):
             arriving = None if mixing.source is None else past[module][mixing.source - layer - 1]
             return layers.mix(x, own, arriving, mixing.own_scale)
 
-        embedded = self.embed[...][tokens].astype(jnp.float32)
+        embedded = jnp.asarray(self.embed[...])[tokens].astype(jnp.float32)
         x = jnp.broadcast_to(embedded, (config.num_lanes, *embedded.shape))
         streams, k, v = [x], cache.k, cache.v
         for index, layer in enumerate(self.layers):

@@ -10,16 +10,17 @@ namespace mono {
 namespace {
 
 const char* const kChannelNames[kChannels] = {
-    "qkv rows",        "attention parts", "residual after attention", "activations",
-    "residual after mlp", "attention inbox", "mlp inbox",              "final inbox",
-    "final sum",       "summary",         "logits",                   "choice"};
+    "qkv rows",  "attention parts",    "attention inbox", "residual after attention", "activations", "mlp inbox",
+    "residual after mlp", "final inbox", "final sum",     "summary",                  "logits",      "choice"};
 
 }  // namespace
 
-Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault) {
+Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault)
+    : blocks_(plan.header->num_blocks), places_(plan.header->num_devices * blocks_, 0) {
   for (i32 device = 0; device < plan.header->num_devices; ++device)
     exchange_.emplace_back(plan.devices[device].channels.words, 0);
   control_.wait_limit = wait_limit;
+  control_.places = places_.data();
   control_.lost_device = fault.device;
   control_.lost_block = fault.block;
   control_.lost_layer = fault.layer;
@@ -28,11 +29,9 @@ Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault) {
 
 void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls) {
   std::vector<std::vector<u64>> scratch;
-  const i32 blocks = calls.front().plan.header->num_blocks;
   for (Call& call : calls) {
     i64 words = 0;
-    for (i32 block = 0; block < blocks; ++block)
-      words += variant.scratch_words(call.plan, call.device, block, type);
+    for (i32 block = 0; block < blocks_; ++block) words += variant.scratch_words(call.plan, call.device, block, type);
     // One more cache line, to start on a boundary.
     scratch.emplace_back(words + 8, 0);
     auto address = reinterpret_cast<uintptr_t>(scratch.back().data());
@@ -40,15 +39,24 @@ void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls)
     call.control = &control_;
     for (size_t device = 0; device < exchange_.size(); ++device) call.exchange[device] = exchange_[device].data();
   }
+  start_blocks(variant, type, calls);
+  std::unique_lock<std::mutex> lock(mutex_);
+  finished_ += calls.size();
+  finished_changed_.notify_all();
+  // Every wait of every block is bounded by wait_limit, so the others are at most that far behind.
+  finished_changed_.wait_for(lock, std::chrono::nanoseconds(2 * control_.wait_limit),
+                             [this] { return finished_ == exchange_.size(); });
+}
+
+void Gang::start_blocks(const Variant& variant, WeightType type, const std::vector<Call>& calls) {
   std::vector<std::thread> threads;
   try {
-    for (size_t i = 1; i < calls.size() * blocks; ++i)
-      threads.emplace_back([&, i] { variant.run_block(calls[i / blocks], i32(i % blocks), type); });
+    for (size_t i = 1; i < calls.size() * blocks_; ++i)
+      threads.emplace_back([&, i] { variant.run_block(calls[i / blocks_], i32(i % blocks_), type); });
     variant.run_block(calls[0], 0, type);
   } catch (const std::system_error&) {
     // Blocks that did start wait for those that did not; let them go.
-    control_.device = -1;
-    __atomic_store_n(&control_.claimed, 1, __ATOMIC_RELEASE);
+    no_thread_ = true;
     __atomic_store_n(&control_.aborted, 1, __ATOMIC_RELEASE);
   }
   for (std::thread& thread : threads) thread.join();
@@ -56,11 +64,20 @@ void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls)
 
 std::string Gang::error() const {
   if (!__atomic_load_n(&control_.aborted, __ATOMIC_ACQUIRE)) return {};
-  if (control_.device < 0) return "could not start one thread per block; lower the number of blocks";
-  return "device " + std::to_string(control_.device) + ", block " + std::to_string(control_.block) +
+  if (no_thread_) return "could not start one thread per block; lower the number of blocks";
+  size_t first = 0;
+  u64 earliest = ~u64(0);
+  for (size_t block = 0; block < places_.size(); ++block) {
+    u64 key = __atomic_load_n(&places_[block], __ATOMIC_RELAXED);
+    if (key == 0 || key >= earliest) continue;
+    earliest = key;
+    first = block;
+  }
+  const Place place(earliest);
+  const std::string where = place.channel() < kFinalInbox ? "in layer " + std::to_string(place.layer()) : "after the last layer";
+  return "device " + std::to_string(first / blocks_) + ", block " + std::to_string(first % blocks_) +
          " waited longer than " + std::to_string(control_.wait_limit / 1000000) + " ms for '" +
-         kChannelNames[control_.channel] + "' in layer " + std::to_string(control_.layer) + ", epoch " +
-         std::to_string(control_.epoch) +
+         kChannelNames[place.channel()] + "' " + where + ", epoch " + std::to_string(place.epoch()) +
          ". A block stopped publishing; if the machine was merely overloaded, raise JAX_MONO_WAIT_LIMIT_MS";
 }
 

@@ -1,6 +1,8 @@
 // A gang: all devices of one call, started together.
 #pragma once
 
+#include <atomic>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,15 +21,24 @@ class Gang {
  public:
   Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault);
 
-  // Runs all blocks of the devices of `calls`, one thread each; the calling thread runs one of them.
+  // Runs all blocks of the devices of `calls`, one thread each; the calling thread runs one of them. Then waits for the
+  // other devices of the gang, so that all of them report the same error.
   void run(const Variant& variant, WeightType type, std::vector<Call> calls);
 
   // Empty, or why the call failed; the same for every device of the gang.
   std::string error() const;
 
  private:
+  void start_blocks(const Variant& variant, WeightType type, const std::vector<Call>& calls);
+
+  const i32 blocks_;
   std::vector<std::vector<u64>> exchange_;  // per device
+  std::vector<u64> places_;
   Control control_{};
+  std::atomic<bool> no_thread_{false};
+  std::mutex mutex_;
+  std::condition_variable finished_changed_;
+  size_t finished_ = 0;  // devices
 };
 
 // Where the handlers of one launch, one per JAX device, find their gang.

@@ -72,7 +72,7 @@ struct BlockState {
         device_index(c.device),
         block_index(block),
         scratch(c.plan, c.device, block, c.scratch),
-        link{c.control, c.device, block} {
+        link{c.control, c.device, block, c.control->places + c.device * c.plan.header->num_blocks + block} {
     u64* base = c.scratch;
     for (i32 b = 0; b < block; ++b) base += Scratch<T>(c.plan, c.device, b, nullptr).words;
     scratch = Scratch<T>(c.plan, c.device, block, base);

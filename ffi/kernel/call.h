@@ -10,15 +10,16 @@ enum Mode : i32 { kGenerate, kScore };
 // Why a generation ended; jax_mono/decode.py mirrors the names.
 enum Finish : i32 { kLength, kStop, kCancelled, kDeadline, kNotFinite };
 
-// The hand-offs, for error messages and fault injection; jax_mono/native.py mirrors the names.
+// The hand-offs in the order in which a token meets them, for error messages and fault injection; jax_mono/native.py
+// mirrors the names. Those from kFinalInbox on happen once per token, the others in every layer.
 enum Channel : i32 {
   kQkvRows,
   kAttentionParts,
+  kAttentionInbox,
   kAttentionResidual,
   kActivations,
-  kMlpResidual,
-  kAttentionInbox,
   kMlpInbox,
+  kMlpResidual,
   kFinalInbox,
   kFinalSum,
   kSummary,
@@ -64,12 +65,24 @@ struct Session {
   float* logprobs;
 };
 
+// Where a block stands, ordered by token, then layer, then hand-off. The host reports the earliest of all blocks that were
+// waiting when a call failed: what the others waited for follows from it.
+struct Place {
+  u64 key;
+
+  Place(u32 epoch, i32 layer, Channel channel)
+      : key(u64(epoch) << 32 | u64(channel < kFinalInbox ? layer : 0xffff) << 16 | u64(channel)) {}
+  explicit Place(u64 k) : key(k) {}
+  u32 epoch() const { return u32(key >> 32); }
+  i32 layer() const { return i32(key >> 16 & 0xffff); }  // 0xffff: after the last layer
+  Channel channel() const { return Channel(key & 0xffff); }
+};
+
 // Shared by all blocks of all devices of a call.
 struct Control {
   i64 wait_limit;  // nanoseconds that one wait may last
-  i32 aborted;     // set once the fields below are written
-  i32 claimed;     // taken by the first block that fails
-  i32 device, block, layer, channel, epoch;
+  u64* places;     // [devices, blocks] Place::key where a block waited in vain, 0 for none
+  i32 aborted;     // set by the first block whose wait was too long
   // Fault injection for tests: the hand-off of this block that gets lost; device -1 for none.
   i32 lost_device, lost_block, lost_layer, lost_channel;
 };

@@ -19,8 +19,8 @@
 //
 // KV cache, residuals and histories are not handed over: the block that writes a part is the only one that reads it.
 //
-// A wait is bounded. The first block that waits too long, writes where it stands into Control and raises `aborted`;
-// every other wait sees it and gives up; all blocks then leave the token loop.
+// A wait is bounded. The first block that waits too long raises `aborted`; every other wait sees it and gives up; every
+// block notes where it waited, and all leave the token loop.
 #pragma once
 
 #include "call.h"
@@ -34,6 +34,7 @@ constexpr u32 kLostTag = 0xffffffffu;  // never awaited: budgets are 31-bit
 struct Link {
   Control* control;
   i32 device, block;
+  u64* place;  // this block's entry of Control::places
   u32 tag = 0;
   bool failed = false;
 
@@ -67,24 +68,13 @@ struct Link {
         arch::pause();
       }
       if (arch::load_acquire(&control->aborted)) break;
-      if (arch::nanoseconds() - start > control->wait_limit) {
-        abort(channel, layer);
-        break;
-      }
+      if (arch::nanoseconds() - start > control->wait_limit) break;
       arch::yield();
     }
+    arch::store_word(place, Place(tag, layer, channel).key);
+    arch::store_release(&control->aborted, 1);
     failed = true;
     return 0;
-  }
-
-  void abort(Channel channel, i32 layer) {
-    if (!arch::claim(&control->claimed)) return;
-    control->device = device;
-    control->block = block;
-    control->layer = layer;
-    control->channel = channel;
-    control->epoch = i32(tag);
-    arch::store_release(&control->aborted, 1);
   }
 };
 

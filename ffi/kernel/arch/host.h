@@ -41,11 +41,6 @@ template <class T>
 MONO_DEVICE void store_release(T* at, T value) {
   __atomic_store_n(at, value, __ATOMIC_RELEASE);
 }
-MONO_DEVICE bool claim(i32* at) {
-  i32 expected = 0;
-  return __atomic_compare_exchange_n(at, &expected, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-}
-
 MONO_DEVICE void pause() {
 #if defined(__SSE2__)
   _mm_pause();
