@@ -22,7 +22,7 @@ from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.models.source import OnTensor, WeightSource
 from jax_mono.packing import mesh_devices, pack
-from jax_mono.plan import Plan, make_plan
+from jax_mono.plan import Plan, TileFormat, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.stream import Token, TokenStream
@@ -135,7 +135,7 @@ class Decoder:
             source: The checkpoint.
             dtype: float32 or bfloat16, of weights and KV cache.
             devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call.
-            blocks: Blocks per device; None takes this process's cores.
+            blocks: Blocks per device; None takes this process's cores, as far as the model has work for them.
             context: See :class:`Decoder`.
             tokenizer: See :class:`Decoder`.
             mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
@@ -151,7 +151,8 @@ class Decoder:
         if mesh is not None:
             devices = mesh.devices.size
         if blocks is None:
-            blocks = settings.default_blocks(devices)
+            most = TileFormat().row_tiles(source.config.hidden_size)
+            blocks = min(settings.default_blocks(devices), most)
         plan = make_plan(source.config, devices=devices, blocks=blocks)
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)

@@ -123,7 +123,13 @@ def record_fields() -> dict[str, int]:
 
 
 def read_bandwidth(array: jax.Array, threads: int, streams: int) -> float:
-    """Bytes per second with which ``threads`` threads read a single-device CPU array once."""
+    """Bytes per second with which ``threads`` threads read a single-device CPU array once.
+
+    Raises:
+        ValueError: The array is cut over several devices.
+    """
+    if len(array.addressable_shards) != 1:
+        raise ValueError("read_bandwidth needs an array on one device; pass one of its shards")
     pointer = array.addressable_shards[0].data.unsafe_buffer_pointer()
     return library().mono_read_bandwidth(pointer, array.nbytes, threads, streams)
 
