@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -310,6 +311,17 @@ def test_a_mesh_of_either_axis_type(meshed: Decoder) -> None:
     decoder = Decoder.from_source(ArraySource(config, params_of(config)), dtype=jnp.float32, mesh=mesh, blocks=1)
     assert decoder.generate(PROMPT, max_new_tokens=8).tokens == meshed.generate(PROMPT, max_new_tokens=8).tokens
     np.testing.assert_array_equal(decoder.score(PROMPT).logprobs, meshed.score(PROMPT).logprobs)
+
+
+def test_blocks_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cores of this process, shared among the devices; never more than a small model has work for."""
+    config = tiny("llama", num_layers=1)
+    source = ArraySource(config, params_of(config))
+    for cores, devices, blocks in ((1, 1, 1), (6, 1, 6), (6, 2, 3), (3, 8, 1), (96, 1, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert Decoder.from_source(source, devices=devices).plan.num_blocks == blocks
+    monkeypatch.setenv("JAX_MONO_BLOCKS", "5")
+    assert Decoder.from_source(source, devices=2).plan.num_blocks == 5
 
 
 @pytest.mark.parametrize("context", [0, -1, 129])

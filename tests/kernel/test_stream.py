@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from kernel.common import make_decoder, some_tokens
+from kernel.common import Form, make_decoder, some_tokens
 from tiny import tiny
 
 from jax_mono import native, stream
@@ -106,15 +106,15 @@ def test_a_mesh_streams_too() -> None:
     assert streamed == tokens.result().tokens and len(streamed) == 16
 
 
-def test_two_streams_at_once(quick: Decoder) -> None:
-    """Each call has threads, memory and a session of its own."""
-    alone = [quick.generate(PROMPT[:length], max_new_tokens=16).tokens for length in (12, 5)]
-    streams = [quick.stream(PROMPT[:length], max_new_tokens=16) for length in (12, 5)]
+@pytest.mark.parametrize("form", ["threads", "mesh"])
+def test_two_streams_at_once(form: Form, quick: Decoder) -> None:
+    """Calls on threads of their own run together, those of a mesh one after the other."""
+    decoder = quick if form == "threads" else make_decoder(tiny("laneformer"), devices=2, form="mesh")
+    alone = [decoder.generate(PROMPT[:length], max_new_tokens=16).tokens for length in (12, 5)]
     with contextlib.ExitStack() as stack:
-        for tokens in streams:
-            stack.enter_context(tokens)
-        together = [list(pair) for pair in zip(*streams, strict=True)]
-    assert [[token.id for token in column] for column in zip(*together, strict=True)] == alone
+        streams = [decoder.stream(PROMPT[:length], max_new_tokens=16) for length in (12, 5)]
+        together = list(zip(*[stack.enter_context(tokens) for tokens in streams], strict=True))
+    assert [[pair[i].id for pair in together] for i in (0, 1)] == alone
 
 
 def test_cancelling_keeps_the_tokens_so_far(busy: Decoder) -> None:
@@ -305,7 +305,7 @@ def test_200_cancels_under_load_leave_nothing_behind(busy: Decoder) -> None:
 
 SCRIPT = """
 import sys, time
-from kernel.common import make_decoder, some_tokens
+from kernel.common import Form, make_decoder, some_tokens
 from kernel.test_stream import BUSY, LONG, PROMPT
 from tiny import tiny
 
