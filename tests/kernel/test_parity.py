@@ -19,9 +19,11 @@ from jax.typing import DTypeLike
 from kernel.common import (
     Form,
     assert_same_tokens,
+    call_kernel,
     flax_greedy,
     flax_logits,
     make_decoder,
+    make_request,
     params_of,
     some_tokens,
 )
@@ -29,6 +31,7 @@ from reference import laneformer_numpy
 from tiny import tiny
 
 from jax_mono import native
+from jax_mono.call import Mode
 from jax_mono.config import Lanes, ModelConfig, RopeScaling
 from jax_mono.sampling import Sampling
 
@@ -256,6 +259,35 @@ def test_two_runs_are_bit_identical() -> None:
     outputs = [decoder.generate(TEXT[:12], max_new_tokens=16, sampling=sampling, seed=5) for _ in range(3)]
     assert all(output.tokens == outputs[0].tokens for output in outputs)
     assert all(output.logprobs == outputs[0].logprobs for output in outputs)
+
+
+@pytest.mark.parametrize("top_k", [0, 30])
+def test_devices_that_never_wait_for_each_other_stay_in_step(top_k: int) -> None:
+    """Without communication only the sampled token joins the devices; the fastest must not overwrite what others read.
+
+    This is what the second copies of summaries and logits are for. With more threads than cores, some device is far
+    behind sooner or later.
+    """
+    lanes = Lanes(count=8, attention_comm=False, mlp_comm=False, head="per_lane")
+    config = tiny(
+        "laneformer",
+        lanes=lanes,
+        num_layers=1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_heads=8,
+        head_dim=2,
+        vocab_size=64,
+        max_position_embeddings=2048,
+        sliding_windows=(1,),
+    )
+    request = make_request(budget=1500, temperature=1.0, top_k=top_k, seed=np.array([7, 1], np.uint32))
+    tokens = [
+        call_kernel(make_decoder(config, devices=devices, blocks=blocks), request, mode=Mode.GENERATE, room=1500).tokens
+        for devices, blocks in ((1, 1), (8, 1), (8, 2), (2, 1))
+    ]
+    for other in tokens[1:]:
+        np.testing.assert_array_equal(other, tokens[0])
 
 
 @pytest.mark.parametrize(("bad", "cut"), [(np.nan, Cut(1, 2)), (np.inf, Cut(2, 1, "mesh"))], ids=str)
