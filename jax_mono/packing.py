@@ -132,7 +132,8 @@ def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
     Weights are read once per token from end to end; with 4 KiB pages address translation costs bandwidth.
     """
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    # Private: shared memory, which is Python's default, gets no huge pages.
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # advice; kernels without huge pages refuse it
             memory.madvise(mmap.MADV_HUGEPAGE)

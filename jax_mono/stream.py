@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ class _Call(Generic[Result]):
         self.error: BaseException | None = None
         self.done = threading.Event()
         # A daemon: the interpreter must not wait for a call that nobody stops. _stop_all stops it at exit.
-        self._thread = threading.Thread(target=self._run, args=(launch,), name="jax_mono call", daemon=True)
-        _running.add(self)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, args=(launch,), name="jax_mono call", daemon=True)
+        _calls.add(self)
+        self.thread.start()
 
     def _run(self, launch: Callable[[int], Result]) -> None:
         try:
@@ -49,19 +50,18 @@ class _Call(Generic[Result]):
         except BaseException as error:
             self.error = error
         finally:
-            _running.discard(self)
             self.done.set()
 
 
-_running: set[_Call[Any]] = set()
+_calls: weakref.WeakSet[_Call[Any]] = weakref.WeakSet()
 
 
 @atexit.register
 def _stop_all() -> None:
-    """Ends all calls before the interpreter goes: XLA aborts the process when it exits under a running call."""
-    for call in list(_running):
+    """Ends all threads before the interpreter goes: it would kill them within XLA, which aborts the process."""
+    for call in list(_calls):
         call.session.cancel()
-        call.done.wait()
+        call.thread.join()
 
 
 class TokenStream(Iterator[Token], Generic[Result]):

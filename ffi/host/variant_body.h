@@ -33,7 +33,6 @@ inline u64 read_memory(const void* data, i64 bytes, i32 streams) {
   for (i64 at = 0; at < part; at += 64) {
     for (i32 stream = 0; stream < streams; ++stream) {
       const char* from = static_cast<const char*>(data) + stream * part + at;
-      __builtin_prefetch(from + arch::kPrefetchBytes);
       arch::Vec16u value;
       __builtin_memcpy(&value, from, sizeof value);
       acc[stream & 7] ^= value;

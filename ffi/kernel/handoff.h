@@ -35,6 +35,7 @@ struct Link {
   Control* control;
   i32 device, block;
   u64* place;  // this block's entry of Control::places
+  arch::Pump pump{};
   u32 tag = 0;
   bool failed = false;
 
@@ -55,7 +56,10 @@ struct Link {
   // Waits for `count` consecutive words and passes payloads on as floats: sink(index, value).
   template <class Sink>
   MONO_DEVICE void read(const arch::Word* at, i64 count, Channel channel, i32 layer, Sink sink) {
-    for (i64 i = 0; i < count; ++i) sink(i, arch::bits_float(wait(at + i, channel, layer)));
+    for (i64 i = 0; i < count; ++i) {
+      if (i % 8 == 0) pump.step();
+      sink(i, arch::bits_float(wait(at + i, channel, layer)));
+    }
   }
 
  private:
@@ -65,7 +69,7 @@ struct Link {
       for (int spin = 0; spin < kSpins; ++spin) {
         arch::Word word = arch::load_word(at);
         if (u32(word >> 32) == tag) return u32(word);
-        arch::pause();
+        if (!pump.step()) arch::pause();
       }
       if (arch::load_acquire(&control->aborted)) break;
       if (arch::nanoseconds() - start > control->wait_limit) break;

@@ -5,6 +5,22 @@
 
 namespace mono::MONO_VARIANT {
 
+// The product after `index` of `layer`, where the pump fetches next: the next layer's after the last of a layer, the head
+// after the last layer, the first layer of the next token after the head.
+template <class T>
+MONO_DEVICE void aim_pump(BlockState<T>& s, StageIndex index, i32 layer) {
+  StageIndex next = StageIndex(index + 1);
+  if (index == kHead) {
+    next = kQkv;
+    layer = 0;
+  } else if (index == kDown && layer + 1 < s.header.num_layers) {
+    next = kQkv;
+    ++layer;
+  }
+  const i64 words = s.share.shares[next].count * s.device.stages[next].tile_words;
+  s.link.pump.aim(s.tape(next, layer), words * i64(sizeof(T)));
+}
+
 // Runs a block's tiles of a column parallel stage. done(lane, row, value) gets every row, `row` counted per lane.
 template <class T, class Done>
 MONO_DEVICE void column_product(BlockState<T>& s, StageIndex index, i32 layer, Done done) {
@@ -17,6 +33,7 @@ MONO_DEVICE void column_product(BlockState<T>& s, StageIndex index, i32 layer, D
     arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, stage.width / arch::kTileCols, out);
     done(lane, first, out);
   }
+  aim_pump(s, index, layer);
 }
 
 // Runs a block's tiles of a row parallel stage: per own hidden row one value per lane, into history(layer, module).
@@ -32,6 +49,7 @@ MONO_DEVICE void row_product(BlockState<T>& s, StageIndex index, i32 layer, i32 
       arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, stage.width / arch::kTileCols, out);
     }
   }
+  aim_pump(s, index, layer);
 }
 
 template <class T>
@@ -48,7 +66,11 @@ MONO_DEVICE void norm_to_activations(BlockState<T>& s, i32 lanes, i64 scale_offs
     const float* x = s.scratch.x + i64(lane) * hidden;
     T* out = s.scratch.activations + i64(lane) * width;
     float inverse = inverse_rms(s, x);
-    arch::scale_vector(x, inverse, scale, out, hidden);
+    constexpr i32 part = 512;
+    for (i32 i = 0; i < hidden; i += part) {
+      arch::scale_vector(x + i, inverse, scale + i, out + i, hidden - i < part ? hidden - i : part);
+      s.link.pump.steps(part / 16);
+    }
     pad_activations(out, hidden, width);
   }
 }
@@ -152,6 +174,7 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
       }
       for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k)
         publish(to + i64(lane) * s.header.hidden_size + first + k, tag, x[k]);
+      s.link.pump.step();
     }
   }
 }

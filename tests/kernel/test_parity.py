@@ -104,6 +104,7 @@ LANEFORMERS: dict[str, tuple[ModelConfig, list[Cut]]] = {
     "norm-of-sum": (laneformer(head="norm_of_sum"), [Cut(1, 2), Cut(2, 1, "mesh"), Cut(8, 2)]),
     "per-lane": (laneformer(head="per_lane", delay=1), [Cut(1, 5), Cut(4, 1, "mesh"), Cut(8, 1)]),
     "tied": (tiny("laneformer", tie_word_embeddings=True, rope_interleaved=False), [Cut(4, 2)]),
+    "biases-and-norms": (tiny("laneformer", qkv_bias=True, qk_norm=True), [Cut(1, 2), Cut(4, 1, "mesh")]),
     "4-lanes-uneven-widths": (
         tiny(
             "laneformer",

@@ -55,6 +55,36 @@ MONO_DEVICE i64 nanoseconds() {
   return i64(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 
+// ---- pump ---------------------------------------------------------------------------------------------------------
+
+// Fetches a block's next weights into its second-level cache while the block has something else to do than multiply:
+// waiting, reading hand-offs, normalising. Memory then never idles for long.
+class Pump {
+ public:
+  static constexpr i64 kRunAhead = 512 << 10;  // bytes; half of the second-level cache of current server cores
+
+  // Points at the weights of the next product.
+  void aim(const void* tape, i64 bytes) {
+    at_ = static_cast<const char*>(tape);
+    end_ = at_ + (bytes < kRunAhead ? bytes : kRunAhead);
+  }
+  // Fetches one cache line; returns whether there was one to fetch.
+  bool step() {
+    if (at_ >= end_) return false;
+    __builtin_prefetch(at_, 0, 2);
+    at_ += 64;
+    return true;
+  }
+  void steps(int lines) {
+    for (int i = 0; i < lines && step(); ++i) {
+    }
+  }
+
+ private:
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+};
+
 // ---- numbers ------------------------------------------------------------------------------------------------------
 
 MONO_DEVICE u32 float_bits(float x) { return __builtin_bit_cast(u32, x); }
@@ -121,11 +151,9 @@ MONO_DEVICE void scale_vector(const float* x, float factor, const float* scale, 
   for (; i < size; ++i) from_float(x[i] * factor * scale[i], out[i]);
 }
 
-// How far ahead of its use a weight is fetched: what one core needs in flight, measured on Zen 4.
-constexpr int kPrefetchBytes = 8192;
-
 constexpr int kTileRows = 8, kTileCols = 32;
 
+// The tape is one linear stream: hardware prefetch follows it, software prefetch only disturbs it (measured on Zen 4).
 // Products of one tile (kTileRows rows of `chunks` chunks of kTileCols) with an activation vector. Activations are
 // stored in the weight type, which is what the products round them to on every target.
 template <class T>
@@ -137,7 +165,6 @@ MONO_DEVICE void dot_tile(const T* tile, const T* x, int chunks, float* out) {
     load(x + c * kTileCols + 16, x1);
     for (int r = 0; r < kTileRows; ++r) {
       const T* w = tile + (c * kTileRows + r) * kTileCols;
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes);
       Vec16 w0, w1;
       load(w, w0);
       load(w + 16, w1);
@@ -157,7 +184,6 @@ MONO_DEVICE void dot_tile<bf16>(const bf16* tile, const bf16* x, int chunks, flo
     __m512bh xs = (__m512bh)_mm512_loadu_si512(x + c * kTileCols);
     for (int r = 0; r < kTileRows; ++r) {
       const bf16* w = tile + (c * kTileRows + r) * kTileCols;
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes);
       acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_loadu_si512(w), xs);
     }
   }
