@@ -119,9 +119,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: damaged or incomplete Orbax checkpoint ({error}); copy it again"
-        ) from error
+        raise CheckpointError(f"{path}: damaged or incomplete Orbax checkpoint ({error}); copy it again") from error
 
 
 class OrbaxCheckpoint:
@@ -149,17 +147,12 @@ class OrbaxCheckpoint:
             raise CheckpointError(f"{self.path}: not an Orbax checkpoint written by jax_mono.checkpoint.save")
         with _explained(self.path):
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                raw = checkpointer.restore(
-                    self.path, ocp.args.Composite(config=ocp.args.JsonRestore())
-                ).config
+                raw = checkpointer.restore(self.path, ocp.args.Composite(config=ocp.args.JsonRestore())).config
             metadata = ocp.PyTreeCheckpointHandler().metadata(self.path / "params")
-            self._stored = {
-                key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.tree.items()
-            }
+            self._stored = {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.tree.items()}
         if raw.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{self.path}: has format {raw.get('format')!r}, this version of jax_mono reads "
-                f"format {_FORMAT}"
+                f"{self.path}: has format {raw.get('format')!r}, this version of jax_mono reads format {_FORMAT}"
             )
         self.config = config_from_dict(raw["model"])
         check_names(str(self.path), tensor_shapes(self.config), self._stored)
@@ -244,9 +237,7 @@ def restore(
 def _by_layer(paths: Collection[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for path in paths:
-        groups.setdefault(".".join(path.split(".")[:2]) if path.startswith("layers.") else path, []).append(
-            path
-        )
+        groups.setdefault(".".join(path.split(".")[:2]) if path.startswith("layers.") else path, []).append(path)
     return list(groups.values())
 
 

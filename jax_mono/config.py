@@ -92,9 +92,7 @@ class Lanes:
         _require(self.count >= 1, f"lanes.count is {self.count}, must be at least 1")
         _require(self.delay >= 0, f"lanes.delay is {self.delay}, must not be negative")
         _require(self.own_scale in ("sqrt_lanes", "one"), f"lanes.own_scale {self.own_scale!r} is unknown")
-        _require(
-            self.head in ("mean_of_norms", "norm_of_sum", "per_lane"), f"lanes.head {self.head!r} is unknown"
-        )
+        _require(self.head in ("mean_of_norms", "norm_of_sum", "per_lane"), f"lanes.head {self.head!r} is unknown")
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,7 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Path:
         )
     hub = require("huggingface_hub", "hf")
     try:
-        return Path(
-            hub.snapshot_download(str(name), revision=revision, allow_patterns=[*HUB_FILES, *TOKENIZER_FILES])
-        )
+        return Path(hub.snapshot_download(str(name), revision=revision, allow_patterns=[*HUB_FILES, *TOKENIZER_FILES]))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise CheckpointError(
             f"there is no local path {str(name)!r}, and the hub could not provide it: {error}"

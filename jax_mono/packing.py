@@ -105,15 +105,12 @@ class _Builder:
         constants = np.stack([pack_constants(self.plan, device, vectors) for device in range(self.plan.num_devices)])
         if self.mesh is None:
             parts = (self.layers[0], self.head[0], constants, embed)
-            return Tapes(
-                *(jax.device_put(part, self.devices[0], may_alias=True) for part in parts), dtype=self.dtype
-            )
+            return Tapes(*(jax.device_put(part, self.devices[0], may_alias=True) for part in parts), dtype=self.dtype)
         cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
 
         def join(parts: list[np.ndarray]) -> jax.Array:
             placed = [
-                jax.device_put(part, device, may_alias=True)
-                for part, device in zip(parts, self.devices, strict=True)
+                jax.device_put(part, device, may_alias=True) for part, device in zip(parts, self.devices, strict=True)
             ]
             shape = (self.plan.num_devices, *parts[0].shape[1:])
             return jax.make_array_from_single_device_arrays(shape, cut, placed)

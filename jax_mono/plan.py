@@ -212,9 +212,7 @@ def make_plan(
 
 
 @functools.lru_cache(maxsize=64)
-def _make_plan(
-    config: ModelConfig, devices: int, blocks: int, tile: TileFormat, kv_splits: int | None
-) -> Plan:
+def _make_plan(config: ModelConfig, devices: int, blocks: int, tile: TileFormat, kv_splits: int | None) -> Plan:
     _check_shape(config, devices, blocks, tile)
     hidden_tiles = tile.row_tiles(config.hidden_size)
     hidden = _spans(even_counts(hidden_tiles, blocks))

@@ -80,10 +80,7 @@ CHANNELS = np.dtype(
     ]
 )
 CONSTANTS = np.dtype(
-    [
-        (name, "<i8")
-        for name in ("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm", "floats")
-    ]
+    [(name, "<i8") for name in ("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm", "floats")]
 )
 DEVICE = np.dtype(
     [

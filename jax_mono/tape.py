@@ -244,9 +244,7 @@ def unpack_layer(
     }
 
 
-def unpack_matrix(
-    plan: Plan, share: DevicePlan, name: str, tape: Array, layer: ArrayLike | None = None
-) -> Array:
+def unpack_matrix(plan: Plan, share: DevicePlan, name: str, tape: Array, layer: ArrayLike | None = None) -> Array:
     """Recovers the part of a matrix that one device holds, bit for bit, as it is stored.
 
     Args:

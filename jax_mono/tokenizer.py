@@ -200,9 +200,7 @@ class Tokenizer:
         Raises:
             TokenizerError: If there is no template, or it refuses the messages.
         """
-        return self.encode(
-            self.render_chat(messages, add_generation_prompt, **variables), add_special_tokens=False
-        )
+        return self.encode(self.render_chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -241,9 +239,7 @@ class StreamDecoder:
         """
         self._backend = tokenizer.backend
         added = self._backend.get_added_tokens_decoder()
-        self._skipped = (
-            {token for token, about in added.items() if about.special} if skip_special_tokens else set()
-        )
+        self._skipped = {token for token, about in added.items() if about.special} if skip_special_tokens else set()
         byte_level = isinstance(self._backend.decoder, require("tokenizers", "hf").decoders.ByteLevel)
         self._pieces: _Bytes | _Window = _Bytes(self._backend) if byte_level else _Window(self._backend)
 

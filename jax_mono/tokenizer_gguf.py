@@ -85,9 +85,7 @@ def _add_special(backend: Any, tokens: list[str], types: list[int]) -> None:
     backend.add_special_tokens(
         [added_token(t, special=True, normalized=False) for t, kind in marked if kind in (_UNKNOWN, _CONTROL)]
     )
-    backend.add_tokens(
-        [added_token(t, special=False, normalized=False) for t, kind in marked if kind == _USER_DEFINED]
-    )
+    backend.add_tokens([added_token(t, special=False, normalized=False) for t, kind in marked if kind == _USER_DEFINED])
 
 
 def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:

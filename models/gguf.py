@@ -169,9 +169,7 @@ def _config(file: GGUFFile, tensors: dict[str, StoredTensor], ignore_keys: Colle
     meta, where = file.metadata, str(file.path)
     arch = meta.get("general.architecture")
     if arch not in ARCHITECTURES:
-        raise ConfigError(
-            f"{where}: architecture {arch!r} is not supported; known: {', '.join(ARCHITECTURES)}"
-        )
+        raise ConfigError(f"{where}: architecture {arch!r} is not supported; known: {', '.join(ARCHITECTURES)}")
     if meta.get("split.count", 1) > 1:
         raise CheckpointError(
             f"{where}: one of {meta['split.count']} parts; join them with: llama-gguf-split --merge FIRST OUT"
@@ -181,9 +179,7 @@ def _config(file: GGUFFile, tensors: dict[str, StoredTensor], ignore_keys: Colle
     rows, hidden = tensors["token_embd.weight"].shape
 
     prefix = f"{arch}."
-    keys = Keys(
-        {key.removeprefix(prefix): value for key, value in meta.items() if key.startswith(prefix)}, where
-    )
+    keys = Keys({key.removeprefix(prefix): value for key, value in meta.items() if key.startswith(prefix)}, where)
     keys.skip(ignore_keys)
     keys.neutral("vocab_size", rows)
     keys.neutral("embedding_length", hidden)
@@ -260,9 +256,7 @@ def _llama3_scaling(config: ModelConfig, factors: np.ndarray, where: str) -> Rop
     Raises:
         CheckpointError: If the divisors are not those.
     """
-    scaling = RopeScaling(
-        kind="llama3", factor=max(1.0, float(factors[-1])), original_max_position_embeddings=8192
-    )
+    scaling = RopeScaling(kind="llama3", factor=max(1.0, float(factors[-1])), original_max_position_embeddings=8192)
     frequencies = config.rope_theta ** (-2.0 * np.arange(config.head_dim // 2) / config.head_dim)
     rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -101,9 +101,7 @@ class GGUFFile:
             descriptions.append((name, tuple(reversed(sizes)), reader.scalar("I"), reader.scalar("Q")))
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         start = -(-reader.offset // alignment) * alignment
-        self.tensors = {
-            name: StoredTensor(name, shape, kind, start + at) for name, shape, kind, at in descriptions
-        }
+        self.tensors = {name: StoredTensor(name, shape, kind, start + at) for name, shape, kind, at in descriptions}
         self._size = len(data)
 
     def read(self, tensor: StoredTensor, nbytes: int) -> np.ndarray:

@@ -141,9 +141,7 @@ def _family(raw: Mapping[str, Any], where: str) -> str:
     if "num_lanes" in raw or (isinstance(model_type, str) and "laneformer" in model_type.lower()):
         return "laneformer"
     if model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(ARCHITECTURES)}"
-        )
+        raise ConfigError(f"{where}: model_type {model_type!r} is not supported; known: {', '.join(ARCHITECTURES)}")
     return model_type
 
 
@@ -206,9 +204,7 @@ def _layer_types(keys: Keys, layers: int) -> list[int] | None:
     types = keys.take("layer_types", None)
     if types is None:
         return None
-    keys.check(
-        isinstance(types, list) and len(types) == layers, "layer_types", types, f"is not a list of {layers}"
-    )
+    keys.check(isinstance(types, list) and len(types) == layers, "layer_types", types, f"is not a list of {layers}")
     for kind in types:
         keys.check(kind in ("full_attention", "sliding_attention"), "layer_types", kind)
     return [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
@@ -218,9 +214,7 @@ def _windows(keys: Keys, layers: int, windowed: Collection[int], window: int | N
     if not windowed:
         return (0,) * layers
     if window is None:
-        raise ConfigError(
-            f"{keys.where}: layers {sorted(windowed)} are windowed but sliding_window is not set"
-        )
+        raise ConfigError(f"{keys.where}: layers {sorted(windowed)} are windowed but sliding_window is not set")
     keys.check(window >= 1, "sliding_window", window, "must be at least 1")
     return tuple(window if layer in windowed else 0 for layer in range(layers))
 
@@ -239,9 +233,7 @@ def _dense(keys: Keys, family: str) -> ModelConfig:
         kv_heads = keys.integer("num_key_value_heads")
         windowed, window = _qwen_windows(keys, layers, typed)
     if typed is not None and typed != windowed:
-        raise ConfigError(
-            f"{keys.where}: layer_types windows layers {typed}, the other keys window {windowed}"
-        )
+        raise ConfigError(f"{keys.where}: layer_types windows layers {typed}, the other keys window {windowed}")
     return ModelConfig(
         family=family,  # type: ignore[arg-type]  # checked by _family
         num_kv_heads=kv_heads,
@@ -275,10 +267,7 @@ def _dense_to_hf(config: ModelConfig) -> dict[str, Any]:
         "max_window_layers": config.num_layers,
     }
     if windowed:
-        kinds = [
-            "sliding_attention" if layer in windowed else "full_attention"
-            for layer in range(config.num_layers)
-        ]
+        kinds = ["sliding_attention" if layer in windowed else "full_attention" for layer in range(config.num_layers)]
         raw |= {"layer_types": kinds, "max_window_layers": min(windowed)}
     return raw
 
@@ -314,17 +303,13 @@ def _lanes(keys: Keys) -> Lanes:
     comm = {name: keys.boolean(f"use_{name}_comm", None) for name in ("attention", "mlp")}
     for name, value in comm.items():
         if both is not None and value is not None and value != both:
-            raise ConfigError(
-                f"{keys.where}: use_comm is {both} but use_{name}_comm is {value}; remove one of them"
-            )
+            raise ConfigError(f"{keys.where}: use_comm is {both} but use_{name}_comm is {value}; remove one of them")
     absent = True if both is None else both
 
     head_type = keys.one_of("lm_head_type", "replicate", ("replicate", "vocab_parallel"))
     sum_first = keys.boolean("pre_norm_lane_agg", False)
     if sum_first and head_type != "replicate":
-        raise ConfigError(
-            f"{keys.where}: pre_norm_lane_agg needs lm_head_type 'replicate', not {head_type!r}"
-        )
+        raise ConfigError(f"{keys.where}: pre_norm_lane_agg needs lm_head_type 'replicate', not {head_type!r}")
     return Lanes(
         count=keys.integer("num_lanes"),
         delay=delay,
@@ -343,14 +328,10 @@ def _lane_windows(keys: Keys, layers: int) -> tuple[int, ...]:
     listed = keys.layers("swa_layers", layers)
     unclamped = keys.layers("unclamped_layers", layers) or []
     typed = _layer_types(keys, layers)
-    counted = (
-        None if count is None else list(range(layers))[:count] if count >= 0 else list(range(layers))[count:]
-    )
+    counted = None if count is None else list(range(layers))[:count] if count >= 0 else list(range(layers))[count:]
 
     spellings = {"sliding_window_n_layers": counted, "swa_layers": listed, "layer_types": typed}
-    given = {
-        name: sorted(set(value) - set(unclamped)) for name, value in spellings.items() if value is not None
-    }
+    given = {name: sorted(set(value) - set(unclamped)) for name, value in spellings.items() if value is not None}
     if any(value != next(iter(given.values())) for value in given.values()):
         raise ConfigError(
             f"{keys.where}: these keys window different layers, keep the right one: "

@@ -100,9 +100,7 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
     """
     if not (directory / INDEX).exists():
         if not (directory / SINGLE).exists():
-            raise CheckpointError(
-                f"{directory}: neither {SINGLE} nor {INDEX} is there; {_what_else(directory)}"
-            )
+            raise CheckpointError(f"{directory}: neither {SINGLE} nor {INDEX} is there; {_what_else(directory)}")
         return _read_header(directory / SINGLE)
 
     index = read_json(directory / INDEX)
@@ -117,16 +115,12 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
         tensors |= _read_header(file)
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].file.name != shard:
-            raise CheckpointError(
-                f"{directory / shard}: tensor {name!r} is not in the shard that {INDEX} names"
-            )
+            raise CheckpointError(f"{directory / shard}: tensor {name!r} is not in the shard that {INDEX} names")
     return tensors
 
 
 def _what_else(directory: Path) -> str:
-    found = sorted(
-        entry.name for entry in directory.glob("*") if entry.suffix in (".safetensors", ".bin", ".pth")
-    )
+    found = sorted(entry.name for entry in directory.glob("*") if entry.suffix in (".safetensors", ".bin", ".pth"))
     if not found:
         return "download the weights into this directory"
     return f"found {', '.join(found[:3])}; save the model with transformers' save_pretrained first"
@@ -147,8 +141,7 @@ def _opened(file: Path) -> Any:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file}: damaged or truncated safetensors file, {file.stat().st_size} bytes ({error}); "
-            "download it again"
+            f"{file}: damaged or truncated safetensors file, {file.stat().st_size} bytes ({error}); download it again"
         ) from error
 
 

@@ -167,9 +167,7 @@ def unflatten(arrays: Mapping[str, Any]) -> Params:
     return tree
 
 
-def read_params(
-    source: WeightSource, dtype: DTypeLike | None = None, on_tensor: OnTensor | None = None
-) -> Params:
+def read_params(source: WeightSource, dtype: DTypeLike | None = None, on_tensor: OnTensor | None = None) -> Params:
     """Reads a whole model.
 
     Args:

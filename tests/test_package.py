@@ -22,9 +22,7 @@ LIBRARY = importlib.resources.files("jax_mono") / "lib" / "libjax_mono.so"
 
 
 def run_python(code: str, cwd: Path) -> str:
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60
-    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
 

@@ -116,9 +116,7 @@ def test_hugging_face_directory(directory: Path) -> None:
 
 def test_start_token_follows_the_configuration_then_the_post_processor(directory: Path) -> None:
     backend = byte_level()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
     backend.save(str(directory / "tokenizer.json"))
     assert Tokenizer.open(directory).encode("a").count(0) == 1
     edit(directory, add_bos_token=False)

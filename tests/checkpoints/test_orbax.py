@@ -122,9 +122,7 @@ def test_saving_from_another_format(tmp_path: Path) -> None:
 
 def test_saving_never_overwrites_silently(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "model", tiny("llama"), random_params(tiny("llama")))
-    with pytest.raises(
-        FileExistsError, match=r"is not empty; choose another directory or pass overwrite=True"
-    ):
+    with pytest.raises(FileExistsError, match=r"is not empty; choose another directory or pass overwrite=True"):
         checkpoint.save(tmp_path / "model", tiny("qwen3"), random_params(tiny("qwen3")))
     assert OrbaxCheckpoint(tmp_path / "model").config == tiny("llama")
     checkpoint.save(tmp_path / "model", tiny("qwen3"), random_params(tiny("qwen3")), overwrite=True)
@@ -210,9 +208,7 @@ def test_open_checkpoint_knows_every_format(tmp_path: Path) -> None:
 def test_open_checkpoint_says_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such file or directory"):
         open_checkpoint(tmp_path / "nothing")
-    with pytest.raises(
-        CheckpointError, match=r"looked for config.json .* params/ \(Orbax\) and one .gguf file"
-    ):
+    with pytest.raises(CheckpointError, match=r"looked for config.json .* params/ \(Orbax\) and one .gguf file"):
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"not an Orbax checkpoint"):
         OrbaxCheckpoint(tmp_path)

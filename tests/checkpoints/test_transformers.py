@@ -73,17 +73,13 @@ def test_logits_of_a_checkpoint_that_transformers_wrote(tmp_path: Path, name: st
     model.save_pretrained(tmp_path)
     loaded_config, params = load_hf(tmp_path)
     expected = torch_logits(model)
-    np.testing.assert_allclose(
-        our_logits(loaded_config, params), expected, atol=2e-4 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(our_logits(loaded_config, params), expected, atol=2e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        tiny(
-            "llama", rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_max_position_embeddings=32)
-        ),
+        tiny("llama", rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_max_position_embeddings=32)),
         tiny("qwen2", sliding_windows=(0, 8, 8)),
         tiny("qwen3", rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_max_position_embeddings=32)),
     ],
@@ -92,9 +88,7 @@ def test_logits_of_a_checkpoint_that_transformers_wrote(tmp_path: Path, name: st
 def test_transformers_reads_what_is_exported(tmp_path: Path, config: ModelConfig) -> None:
     params = random_params(config, dtype="bfloat16")
     export_hf(config, params, tmp_path / "model")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", output_loading_info=True
-    )
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == torch.bfloat16
     expected = torch_logits(model.float().eval())

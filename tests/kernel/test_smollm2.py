@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
+
 from jax_mono.checkpoint import open_checkpoint
 from jax_mono.decoder import Decoder
 from jax_mono.loading import load
 from jax_mono.models.hf import export_hf
 from jax_mono.models.source import read_params
 from jax_mono.models.transformer import Transformer
-from transformers import LlamaForCausalLM
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.slow]
 
