@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,9 +39,9 @@ class _Call(Generic[Result]):
         self.error: BaseException | None = None
         self.done = threading.Event()
         # A daemon: the interpreter must not wait for a call that nobody stops. _stop_all stops it at exit.
-        self.thread = threading.Thread(target=self._run, args=(launch,), name="jax_mono call", daemon=True)
-        _calls.add(self)
-        self.thread.start()
+        thread = threading.Thread(target=self._run, args=(launch,), name=_THREAD_NAME, daemon=True)
+        _running.add(self)
+        thread.start()
 
     def _run(self, launch: Callable[[int], Result]) -> None:
         try:
@@ -50,18 +49,22 @@ class _Call(Generic[Result]):
         except BaseException as error:
             self.error = error
         finally:
+            _running.discard(self)
             self.done.set()
 
 
-_calls: weakref.WeakSet[_Call[Any]] = weakref.WeakSet()
+_THREAD_NAME = "jax_mono call"
+_running: set[_Call[Any]] = set()
 
 
 @atexit.register
 def _stop_all() -> None:
     """Ends all threads before the interpreter goes: it would kill them within XLA, which aborts the process."""
-    for call in list(_calls):
+    for call in list(_running):
         call.session.cancel()
-        call.thread.join()
+    for thread in threading.enumerate():  # also those that still clean up after their call
+        if thread.name == _THREAD_NAME:
+            thread.join()
 
 
 class TokenStream(Iterator[Token], Generic[Result]):

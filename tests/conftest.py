@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".st
 GPU = bool(os.environ.get("JAX_MONO_TEST_GPU"))
 if not GPU:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A background job of a shell starts with Ctrl-C ignored, and so do its children; tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
