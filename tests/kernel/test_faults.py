@@ -20,6 +20,7 @@ from tiny import tiny
 from jax_mono import native
 from jax_mono.call import CallRequest, LostHandoff, Mode, resident_call
 from jax_mono.config import ConfigError
+from jax_mono.decode import Finish
 from jax_mono.decoder import Decoder
 from jax_mono.models.rope import rope_table
 from jax_mono.models.source import ArraySource, CheckpointError
@@ -268,6 +269,21 @@ def test_padding_of_stops_stops_nothing(kernel: Callable[..., list[int]]) -> Non
 @pytest.fixture(scope="module")
 def small() -> Decoder:
     return make_decoder(tiny("llama", num_layers=1), devices=2, blocks=2)
+
+
+def test_every_one_of_the_stops_counts(small: Decoder) -> None:
+    def run(stops: list[int]) -> tuple[list[int], list[int]]:
+        request = make_request(budget=4, stops=np.array(stops, np.int32))
+        result = call_kernel(small, request, mode=Mode.GENERATE, room=4)
+        return np.asarray(result.tokens).tolist(), np.asarray(result.status).tolist()
+
+    tokens, status = run([-1, -1, -1])
+    assert status == [4, Finish.LENGTH]
+    unused = next(token for token in range(128) if token not in tokens)
+    for place in range(3):
+        stops = [unused] * 3
+        stops[place] = tokens[1]
+        assert run(stops)[1] == [tokens.index(tokens[1]) + 1, Finish.STOP]
 
 
 @pytest.mark.parametrize(

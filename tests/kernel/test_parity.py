@@ -85,6 +85,19 @@ def laneformer(**switches: object) -> ModelConfig:
     return tiny("laneformer", lanes=Lanes(**{"count": 8, "delay": 2, **switches}))
 
 
+def uneven(**switches: object) -> ModelConfig:
+    """Lanes whose rows, neurons and vocabulary fill no whole tile."""
+    return tiny(
+        "laneformer",
+        lanes=Lanes(**{"count": 4, "delay": 2, **switches}),
+        hidden_size=76,
+        intermediate_size=4 * 27,
+        num_heads=24,
+        vocab_size=124,
+        sliding_windows=(7, 1, 0, 3, 50),
+    )
+
+
 EVERYWHERE = [Cut(1, 5), Cut(2, 1, "mesh"), Cut(2, 2), Cut(4, 1, "mesh"), Cut(4, 5), Cut(8, 1, "mesh"), Cut(8, 2)]
 LANEFORMERS: dict[str, tuple[ModelConfig, list[Cut]]] = {
     "delay2": (laneformer(), EVERYWHERE),
@@ -105,18 +118,8 @@ LANEFORMERS: dict[str, tuple[ModelConfig, list[Cut]]] = {
     "per-lane": (laneformer(head="per_lane", delay=1), [Cut(1, 5), Cut(4, 1, "mesh"), Cut(8, 1)]),
     "tied": (tiny("laneformer", tie_word_embeddings=True, rope_interleaved=False), [Cut(4, 2)]),
     "biases-and-norms": (tiny("laneformer", qkv_bias=True, qk_norm=True), [Cut(1, 2), Cut(4, 1, "mesh")]),
-    "4-lanes-uneven-widths": (
-        tiny(
-            "laneformer",
-            lanes=Lanes(count=4, delay=2),
-            hidden_size=76,
-            intermediate_size=4 * 27,
-            num_heads=24,
-            vocab_size=124,
-            sliding_windows=(7, 1, 0, 3, 50),
-        ),
-        [Cut(1, 10), Cut(2, 3, "mesh"), Cut(4, 2, kv_splits=2)],
-    ),
+    "4-lanes-uneven-widths": (uneven(head="mean_of_norms"), [Cut(1, 10), Cut(2, 3, "mesh"), Cut(4, 2, kv_splits=2)]),
+    "4-lanes-uneven-heads": (uneven(head="per_lane"), [Cut(1, 3), Cut(2, 1, "mesh")]),
 }
 
 
