@@ -96,6 +96,8 @@ MONO_DEVICE void run_block(const Call& call, i32 block) {
     ++step;
     if (choice.signal) {
       finish = Finish(choice.signal - 1);
+    } else if (!scoring && choice.token < 0) {
+      finish = kNotFinite;  // options that overflow every score leave nothing to choose
     } else if (!scoring) {
       token = choice.token;
       mark_seen(s, token);
