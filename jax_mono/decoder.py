@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jax_mono import settings
 from jax_mono.call import LostHandoff
+from jax_mono.config import ModelConfig
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
@@ -151,8 +152,7 @@ class Decoder:
         if mesh is not None:
             devices = mesh.devices.size
         if blocks is None:
-            most = TileFormat().row_tiles(source.config.hidden_size)
-            blocks = min(settings.default_blocks(devices), most)
+            blocks = default_blocks(source.config, devices)
         plan = make_plan(source.config, devices=devices, blocks=blocks)
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
@@ -316,6 +316,11 @@ class Decoder:
                 "shorten the prompt, ask for fewer tokens or load with a longer context"
             )
         return wanted
+
+
+def default_blocks(config: ModelConfig, devices: int) -> int:
+    """Blocks per device unless asked otherwise: this machine's share of cores, at most what the model can employ."""
+    return min(settings.default_blocks(devices), TileFormat().row_tiles(config.hidden_size))
 
 
 def _output(generation: Generation, seconds: float) -> Output:

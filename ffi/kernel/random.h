@@ -33,10 +33,4 @@ MONO_DEVICE float gumbel(u32 bits) {
   return -log(exponential);
 }
 
-// Noise of one token at one position.
-MONO_DEVICE float token_gumbel(const u32* seed, i32 position, i32 token) {
-  Random4 random = philox(seed[0], seed[1], u32(token) >> 2, u32(position), 0, 0);
-  return gumbel(random.word[token & 3]);
-}
-
 }  // namespace mono::MONO_VARIANT

@@ -34,15 +34,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows a plan."""
-    from jax_mono import settings
     from jax_mono.cli.machine import set_up_jax
     from jax_mono.cli.models import find_config
+    from jax_mono.decoder import default_blocks
     from jax_mono.draw import draw_plan, plan_text
     from jax_mono.plan import make_plan
 
     set_up_jax()
     config = find_config(arguments.model, revision=arguments.revision, ignore_keys=arguments.ignore_key)
-    blocks = arguments.blocks or settings.default_blocks(arguments.devices)
+    blocks = arguments.blocks or default_blocks(config, arguments.devices)
     plan = make_plan(config, devices=arguments.devices, blocks=blocks)
     print(plan_text(plan))
     if arguments.out:
