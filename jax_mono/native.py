@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
+import importlib.util
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -33,12 +36,25 @@ CHANNELS = (
 """The hand-offs by number, as errors name them; mirrors ``Channel`` in ffi/kernel/call.h."""
 
 
+GpuPlatform = Literal["cuda", "rocm"]
+"""JAX's names of the GPU platforms."""
+
+_GPUS: dict[GpuPlatform, tuple[int, str]] = {"cuda": (1, "CUDA"), "rocm": (2, "ROCM")}
+"""Number in ffi/host/driver.h, and the name under which XLA knows handlers."""
+
+_COMPILER_PACKAGES = ("nvidia", "_rocm_sdk_core", "_rocm_sdk_libraries")
+"""Packages of wheels that may hold a run-time compiler."""
+
+
 class NativeError(RuntimeError):
     """The native library is missing or cannot run here."""
 
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "mono_session_open": (ctypes.c_int32, [ctypes.c_int32, ctypes.c_double]),
+    "mono_session_open": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.c_double, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32],
+    ),
     "mono_session_read": (
         ctypes.c_int32,
         [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p],
@@ -51,6 +67,12 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "mono_read_bandwidth": (
         ctypes.c_double,
         [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32],
+    ),
+    "mono_gpu_report": (None, [ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32]),
+    "mono_set_compiler_path": (None, [ctypes.c_char_p]),
+    "mono_kernel_source": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_char_p)],
     ),
 }
 
@@ -79,26 +101,115 @@ def library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NativeError(f"{path} does not load ({error}); rebuild it with `pip install .`") from error
+    loaded.mono_set_compiler_path(":".join(_compiler_directories()).encode())
     return loaded
+
+
+def _compiler_directories() -> list[str]:
+    """Where wheels keep the libraries of run-time compilers."""
+    found: list[str] = []
+    for package in _COMPILER_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            for pattern in ("*/lib/libnvrtc.so.*", "lib/libhiprtc.so.*"):
+                found += sorted({str(path.parent) for path in Path(root).glob(pattern)})
+    return found
 
 
 _register_lock = threading.Lock()
 _registered = False
+_gpu: GpuPlatform | None = None
 
 
 def register() -> None:
-    """Registers the custom call with JAX.
+    """Registers the custom call with JAX, for the CPU and for the GPU platforms that it has.
 
-    The CPU backend must exist first: a target that is registered earlier can take the backend down on jax 0.10.
+    The backends must exist first: a target that is registered earlier can take the CPU backend down on jax 0.10.
     """
-    global _registered
+    global _registered, _gpu
     with _register_lock:
         if _registered:
             return
         jax.local_devices(backend="cpu")
         handler = jax.ffi.pycapsule(library().mono_decode_cpu)
         jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+        for name, (_, platform) in _GPUS.items():
+            try:
+                jax.local_devices(backend=name)
+            except RuntimeError:  # JAX has no such backend
+                continue
+            handler = jax.ffi.pycapsule(getattr(library(), f"mono_decode_{name}"))
+            jax.ffi.register_ffi_target(TARGET, handler, platform=platform)
+            _gpu = name
         _registered = True
+
+
+def gpu_platform() -> GpuPlatform | None:
+    """The GPU platform that the custom call is registered for, or None."""
+    register()
+    return _gpu
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver describes it.
+
+    Attributes:
+        name: What it is.
+        architecture: As the run-time compiler calls it, such as ``sm_90a`` or ``gfx942``.
+        multiprocessors: Each holds one block of a plan, or more.
+        shared_memory: Bytes that a block may have.
+    """
+
+    name: str
+    architecture: str
+    multiprocessors: int
+    shared_memory: int
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """What this machine has of a GPU platform.
+
+    Attributes:
+        gpus: Those that the driver shows to this process.
+        driver_error: Why there is no driver, or empty.
+        compiler: Name and version of the run-time compiler, or empty.
+        compiler_error: Why there is no compiler, or empty.
+        cache: Directory of compiled programs, or empty for none.
+    """
+
+    gpus: list[Gpu]
+    driver_error: str
+    compiler: str
+    compiler_error: str
+    cache: str
+
+
+def gpu_report(platform: GpuPlatform) -> GpuReport:
+    """Looks for driver, devices and compiler of a GPU platform. Needs no JAX backend."""
+    text = ctypes.create_string_buffer(1 << 16)
+    library().mono_gpu_report(_GPUS[platform][0], text, len(text))
+    gpus: list[Gpu] = []
+    rest = {"driver_error": "", "compiler": "", "compiler_error": "", "cache": ""}
+    for line in text.value.decode(errors="replace").splitlines():
+        key, _, value = line.partition("\t")
+        if key == "device":
+            name, architecture, multiprocessors, shared = value.split("\t")
+            gpus.append(Gpu(name, architecture, int(multiprocessors), int(shared)))
+        elif key in rest:
+            rest[key] = value
+    return GpuReport(gpus, **rest)
+
+
+def kernel_sources() -> dict[str, str]:
+    """The resident program's sources that the library carries, by the name under which they include each other."""
+    sources: dict[str, str] = {}
+    name, text = ctypes.c_char_p(), ctypes.c_char_p()
+    while library().mono_kernel_source(len(sources), ctypes.byref(name), ctypes.byref(text)):
+        assert name.value is not None and text.value is not None
+        sources[name.value.decode()] = text.value.decode()
+    return sources
 
 
 def cpu_variant() -> str:
@@ -140,12 +251,21 @@ class Session:
     Args:
         capacity: Tokens that may be produced.
         seconds: After this time the call ends with what it has; None for no deadline.
+
+    Raises:
+        NativeError: JAX has GPUs, but their driver gives no memory for the session.
     """
 
     def __init__(self, capacity: int, seconds: float | None = None) -> None:
+        self._closed = True
         self._library = library()
+        # GPUs write into the session while they run; a call on the CPU can use such memory as well.
+        platform, error = gpu_platform(), ctypes.create_string_buffer(1024)
+        number = _GPUS[platform][0] if platform else 0
+        self.id: int = self._library.mono_session_open(capacity, seconds or 0.0, number, error, len(error))
+        if self.id == 0:
+            raise NativeError(error.value.decode(errors="replace"))
         self._closed = False
-        self.id: int = self._library.mono_session_open(capacity, seconds or 0.0)
         self._tokens = np.empty(capacity, np.int32)
         self._logprobs = np.empty(capacity, np.float32)
         self._read = 0

@@ -9,6 +9,14 @@
 ``JAX_MONO_WAIT_LIMIT_MS``      How long one wait inside a running call may last. Default: 20000.
 ``JAX_MONO_MEETING_LIMIT_MS``   How long the devices of a call wait for each other to start. Default: 8000,
                                 below the 10 s after which XLA gives up on its own.
+``JAX_MONO_DRIVER``             Path of the GPU driver's library, ``libcuda.so.1`` or ``libamdhip64.so.7``, instead
+                                of the system's. Read by the native library.
+``JAX_MONO_COMPILER``           Path of the run-time compiler, ``libnvrtc.so.13`` or ``libhiprtc.so.7``, instead of
+                                those in wheels and in the system. Read by the native library.
+``JAX_MONO_CACHE``              Directory of compiled GPU programs. Default: ``jax_mono`` in ``$XDG_CACHE_HOME`` or
+                                ``~/.cache``. Read by the native library.
+``JAX_MONO_KERNELS``            Directory that holds ``kernel/``: GPU programs are compiled from there instead of from
+                                the sources in the library. For work on them. Read by the native library.
 ==============================  ==========================================================================
 """
 

@@ -30,7 +30,14 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (
     "ffi/test/sanitize_driver.cc",
     "ffi/host/gang.cc",
-    "ffi/host/api.cc",
+    "ffi/host/rendezvous.cc",
+    "ffi/host/failure.cc",
+    "ffi/host/session.cc",
+    "ffi/host/gpu_memory.cc",
+    "ffi/host/driver.cc",
+    "ffi/host/driver_cuda.cc",
+    "ffi/host/driver_hip.cc",
+    "ffi/host/shared_library.cc",
     "ffi/host/cpu.cc",
     "ffi/host/program_portable.cc",
 )
@@ -214,7 +221,7 @@ def build(sanitizer: str, compiler: str, root: Path, out: Path) -> Path:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, SOURCES))
     driver = out / "sanitize_driver"
-    run([compiler, *flags, *objects, "-pthread", "-o", str(driver)])
+    run([compiler, *flags, *objects, "-pthread", "-ldl", "-o", str(driver)])
     return driver
 
 

@@ -1,25 +1,17 @@
-// The C interface that jax_mono/native.py loads: sessions, memory, and what this library can do.
+// The C interface that jax_mono/native.py loads: records, memory bandwidth, and what this processor
+// can do. Sessions are in session.cc, GPUs in api_gpu.cc.
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
-#include <map>
-#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "host/session.h"
 #include "host/variant.h"
 
 namespace mono {
 namespace {
-
-std::mutex sessions_mutex;
-std::map<i32, std::shared_ptr<HostSession>>& sessions() {
-  static std::map<i32, std::shared_ptr<HostSession>> open;
-  return open;
-}
 
 struct Field {
   const char* name;
@@ -61,6 +53,12 @@ const Field kFields[] = {
     MONO_FIELD(Header, head_kind),
     MONO_FIELD(Header, norm_eps),
     MONO_FIELD(Header, hidden_width),
+    MONO_FIELD(Header, floats_per_word),
+    MONO_FIELD(Header, weights_per_word),
+    MONO_FIELD(Header, hidden_run),
+    MONO_FIELD(Header, activation_run),
+    MONO_FIELD(Header, logits_run),
+    MONO_FIELD(Header, history_layers),
     MONO_FIELD(Layer, window),
     MONO_FIELD(Layer, source),
     MONO_FIELD(Layer, pushed),
@@ -104,64 +102,12 @@ const Field kFields[] = {
 
 }  // namespace
 
-std::shared_ptr<HostSession> find_session(i32 id) {
-  std::lock_guard<std::mutex> lock(sessions_mutex);
-  auto found = sessions().find(id);
-  return found == sessions().end() ? nullptr : found->second;
-}
-
 }  // namespace mono
 
 #define MONO_EXPORT extern "C" __attribute__((visibility("default")))
 
 using mono::i32;
 using mono::i64;
-
-// Opens a session for up to `capacity` tokens that ends `seconds` from now (0: never). Returns its number, > 0.
-MONO_EXPORT i32 mono_session_open(i32 capacity, double seconds) {
-  static std::atomic<i32> next{1};
-  i64 deadline = 0;
-  if (seconds > 0) {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    deadline = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count() + i64(seconds * 1e9);
-  }
-  auto session = std::make_shared<mono::HostSession>(capacity, deadline);
-  std::lock_guard<std::mutex> lock(mono::sessions_mutex);
-  i32 id = next++;
-  mono::sessions()[id] = session;
-  return id;
-}
-
-// Waits at most `milliseconds` for more than `known` tokens; returns how many are readable, or -1 if the session is
-// closed. Copies tokens [known, result) and their log-probabilities, at most `room` of them.
-MONO_EXPORT i32 mono_session_read(i32 id, i32 known, i32 room, i32 milliseconds, i32* tokens, float* logprobs) {
-  auto session = mono::find_session(id);
-  if (!session) return -1;
-  auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(milliseconds);
-  while (session->produced() <= known && std::chrono::steady_clock::now() < until)
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
-  i32 end = session->produced();
-  if (end > known + room) end = known + room;
-  for (i32 i = known; i < end; ++i) {
-    tokens[i - known] = session->shared()->tokens[i];
-    logprobs[i - known] = session->shared()->logprobs[i];
-  }
-  return end;
-}
-
-MONO_EXPORT void mono_session_cancel(i32 id) {
-  if (auto session = mono::find_session(id)) session->cancel();
-}
-
-MONO_EXPORT void mono_session_close(i32 id) {
-  std::lock_guard<std::mutex> lock(mono::sessions_mutex);
-  mono::sessions().erase(id);
-}
-
-MONO_EXPORT i32 mono_sessions_open() {
-  std::lock_guard<std::mutex> lock(mono::sessions_mutex);
-  return i32(mono::sessions().size());
-}
 
 // Sizes ("Header") and field offsets ("Header.magic") of the plan's records; null past the end.
 MONO_EXPORT const char* mono_record_field(i32 index, i64* value) {

@@ -1,4 +1,4 @@
-// A gang: all devices of one call, started together.
+// A gang: all devices of one call on the CPU, started together.
 #pragma once
 
 #include <atomic>
@@ -8,13 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "host/failure.h"
+#include "host/rendezvous.h"
 #include "host/variant.h"
 
 namespace mono {
-
-struct HandoffFault {
-  i32 device = -1, block = 0, layer = 0, channel = 0;
-};
 
 // Memory that the blocks of a call share. It must outlive every block of every device: peers write into it.
 class Gang {
@@ -41,20 +39,7 @@ class Gang {
   size_t finished_ = 0;  // devices
 };
 
-// Where the handlers of one launch, one per JAX device, find their gang.
-class Rendezvous {
- public:
-  // Waits until all devices of the plan have joined under `run_id`. Returns null after `limit` nanoseconds, and says in
-  // `error` who is missing.
-  std::shared_ptr<Gang> join(i64 run_id, const Plan& plan, i32 device, i64 limit, const std::shared_ptr<Gang>& mine,
-                             std::string& error);
-
- private:
-  struct Meeting;
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<Meeting>> open_;
-};
-
-Rendezvous& rendezvous();
+// Where the handlers of one launch on the CPU, one per JAX device, find their gang.
+Rendezvous<Gang>& rendezvous();
 
 }  // namespace mono

@@ -18,9 +18,9 @@
 #include "host/gang.h"
 #include "host/session.h"
 
-// Of ffi/host/api.cc.
+// Of ffi/host/session.cc.
 extern "C" {
-mono::i32 mono_session_open(mono::i32 capacity, double seconds);
+mono::i32 mono_session_open(mono::i32 capacity, double seconds, mono::i32 platform, char* error, mono::i32 room);
 mono::i32 mono_session_read(mono::i32 id, mono::i32 known, mono::i32 room, mono::i32 milliseconds, mono::i32* tokens,
                             float* logprobs);
 void mono_session_cancel(mono::i32 id);
@@ -98,7 +98,6 @@ Request make_request(Operands& file) {
   Request r{};
   r.mode = Mode(file.integer("mode"));
   r.position = file.integer("position");
-  r.first_token = file.integer("first_token");
   r.budget = file.integer("budget");
   r.top_k = file.integer("top_k");
   r.top_n = file.integer("top_n");
@@ -112,7 +111,9 @@ Request make_request(Operands& file) {
   r.num_stops = i32(file.count<i32>("stops"));
   r.history = file.data<i32>("history");
   r.num_history = i32(file.count<i32>("history"));
-  r.forced = file.data<i32>("forced");
+  const char* fed = r.mode == kScore ? "forced" : "first_token";
+  r.forced = file.data<i32>(fed);
+  r.num_forced = i32(file.count<i32>(fed));
   return r;
 }
 
@@ -163,7 +164,7 @@ std::vector<std::string> run(const Plan& plan, std::vector<Call> calls, bool mee
   for (size_t device = 0; device < calls.size(); ++device)
     threads.emplace_back([&, device] {
       auto gang = std::make_shared<Gang>(plan, limit, fault);
-      gang = rendezvous().join(1, plan, i32(device), limit, gang, errors[device]);
+      gang = rendezvous().join(1, plan.header->num_devices, i32(device), limit, gang, errors[device]);
       if (!gang) return;
       gang->run(portable_variant(), type, {calls[device]});
       errors[device] = gang->error();
@@ -249,7 +250,7 @@ int check(const char* path) {
   bool done = false;
   const i32 room = file.integer("budget");
   if (file.integer("streams")) {
-    session = mono_session_open(room, 0.0);
+    session = mono_session_open(room, 0.0, 0, nullptr, 0);
     follower = std::thread(follow, session, file.integer("cancel_after"), room, &done, std::ref(streamed));
   }
   std::vector<Call> calls;

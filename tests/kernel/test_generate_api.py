@@ -284,8 +284,8 @@ def test_a_program_that_asks_for_too_much_is_refused_when_it_runs(donating: Trac
         (5, 2**31 - 1),
         (11, 128),
         (11, -3),
-        pytest.param(0, -3, marks=pytest.mark.xfail(reason="taken for padding of the history")),
-        pytest.param(5, -1, marks=pytest.mark.xfail(reason="taken for padding of the history")),
+        (0, -3),
+        (5, -1),
     ],
 )
 def test_a_prompt_with_an_impossible_token_is_refused(donating: Traced, decoder: Decoder, bad: int, where: int) -> None:

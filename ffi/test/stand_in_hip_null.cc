@@ -1,0 +1,267 @@
+// Stands in for libamdhip64 and libhiprtc on machines without a GPU, for tests of everything around the program.
+//
+// Device memory is host memory. A "compiled" program is a text; launching it runs the portable CPU program on the same
+// Call records, in threads of its own, so that a call gives right results if and only if the host side prepared it right.
+// Environment variables, read at every call, script what goes wrong:
+//
+//   STAND_IN_FAIL=function:error[:device],...   functions that return an error
+//   STAND_IN_DEVICES, STAND_IN_MULTIPROCESSORS, STAND_IN_OCCUPANCY, STAND_IN_ARCHITECTURE   what is there
+//   STAND_IN_LOG=text                           the compiler refuses with this log
+//   STAND_IN_WEIGHTS=bfloat16                   of the program that is launched; else float32
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "host/variant.h"
+
+#define STAND_IN extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using namespace mono;
+
+constexpr char kMagic[] = "stand-in program\n";
+constexpr int kArchitectureAt = 1160;
+
+std::mutex mutex;
+std::map<std::string, int> counts;
+std::map<void*, std::vector<std::thread>> streams;
+thread_local int device = 0;
+
+int number(const char* name, int usual) {
+  const char* text = std::getenv(name);
+  return text ? std::atoi(text) : usual;
+}
+
+// Counts the call; returns the error that it shall have.
+int enter(const char* function) {
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    ++counts[function];
+  }
+  const char* script = std::getenv("STAND_IN_FAIL");
+  std::istringstream entries(script ? script : "");
+  for (std::string entry; std::getline(entries, entry, ',');) {
+    char name[64] = {};
+    int error = 0, where = -1;
+    std::sscanf(entry.c_str(), "%63[^:]:%d:%d", name, &error, &where);
+    if (!std::strcmp(name, function) && (where < 0 || where == device)) return error;
+  }
+  return 0;
+}
+
+void wait(void* stream) {
+  std::vector<std::thread> running;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    running.swap(streams[stream]);
+  }
+  for (std::thread& thread : running) thread.join();
+}
+
+// What a GPU would do with the records: one thread of the CPU per block.
+void run(const Call* calls, int blocks) {
+  const char* weights = std::getenv("STAND_IN_WEIGHTS");
+  const auto type = weights && !std::strcmp(weights, "bfloat16") ? WeightType::kBfloat16 : WeightType::kFloat32;
+  const Variant& variant = portable_variant();
+  const int own = calls->plan.header->num_blocks;
+  std::vector<Call> local(calls, calls + blocks / own);
+  std::vector<std::vector<u64>> scratch;
+  std::vector<std::thread> threads;
+  for (Call& call : local) {
+    i64 words = 8;
+    for (i32 block = 0; block < own; ++block) words += variant.scratch_words(call.plan, call.device, block, type);
+    scratch.emplace_back(words, 0);
+    const auto address = (reinterpret_cast<uintptr_t>(scratch.back().data()) + 63) / 64 * 64;
+    call.scratch = reinterpret_cast<u64*>(address);
+  }
+  for (int i = 0; i < blocks; ++i)
+    threads.emplace_back([&, i] { variant.run_block(local[i / own], i % own, type); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct RtcProgram {
+  std::string main, log;
+  std::vector<std::string> names;
+};
+
+}  // namespace
+
+// How often a function was called.
+STAND_IN int stand_in_count(const char* function) {
+  std::lock_guard<std::mutex> lock(mutex);
+  return counts[function];
+}
+
+STAND_IN int hipInit(unsigned) { return enter("hipInit"); }
+STAND_IN const char* hipGetErrorName(int error) {
+  static const std::map<int, const char*> names = {
+      {1, "hipErrorInvalidValue"},     {2, "hipErrorOutOfMemory"},           {100, "hipErrorNoDevice"},
+      {101, "hipErrorInvalidDevice"},  {200, "hipErrorInvalidImage"},        {209, "hipErrorNoBinaryForGpu"},
+      {217, "hipErrorPeerAccessUnsupported"}, {500, "hipErrorNotFound"},     {700, "hipErrorIllegalAddress"},
+      {719, "hipErrorLaunchFailure"},  {720, "hipErrorCooperativeLaunchTooLarge"}};
+  auto found = names.find(error);
+  return found == names.end() ? "hipErrorUnknown" : found->second;
+}
+STAND_IN int hipGetDeviceCount(int* count) {
+  *count = number("STAND_IN_DEVICES", 8);
+  const int error = enter("hipGetDeviceCount");
+  return error ? error : *count ? 0 : 100;
+}
+STAND_IN int hipGetDevice(int* ordinal) {
+  *ordinal = device;
+  return enter("hipGetDevice");
+}
+STAND_IN int hipSetDevice(int ordinal) {
+  if (ordinal < 0 || ordinal >= number("STAND_IN_DEVICES", 8)) return 101;
+  device = ordinal;
+  return enter("hipSetDevice");
+}
+STAND_IN int hipDeviceGet(int* handle, int ordinal) {
+  *handle = ordinal;
+  return enter("hipDeviceGet");
+}
+STAND_IN int hipDeviceGetName(char* text, int room, int) {
+  std::snprintf(text, room, "stand-in GPU");
+  return enter("hipDeviceGetName");
+}
+STAND_IN int hipDeviceGetAttribute(int* value, int which, int) {
+  *value = which == 63 ? number("STAND_IN_MULTIPROCESSORS", 304) : which == 74 ? 65536 : 0;
+  return enter("hipDeviceGetAttribute");
+}
+STAND_IN int hipGetDevicePropertiesR0600(void* properties, int) {
+  const char* name = std::getenv("STAND_IN_ARCHITECTURE");
+  std::strcpy(static_cast<char*>(properties) + kArchitectureAt, name ? name : "gfx942:sramecc+:xnack-");
+  return enter("hipGetDevicePropertiesR0600");
+}
+
+namespace {
+// Not zeros, so that whoever forgets to write is noticed.
+int allocate(const char* function, void** address, size_t bytes) {
+  *address = nullptr;
+  if (int error = enter(function)) return error;
+  *address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  if (*address) std::memset(*address, 0xa5, bytes);
+  return *address ? 0 : 2;
+}
+int release(const char* function, void* address) {
+  std::free(address);
+  return enter(function);
+}
+}  // namespace
+
+STAND_IN int hipMalloc(void** address, size_t bytes) { return allocate("hipMalloc", address, bytes); }
+STAND_IN int hipExtMallocWithFlags(void** address, size_t bytes, unsigned) {
+  return allocate("hipExtMallocWithFlags", address, bytes);
+}
+STAND_IN int hipHostMalloc(void** address, size_t bytes, unsigned) { return allocate("hipHostMalloc", address, bytes); }
+STAND_IN int hipFree(void* address) { return release("hipFree", address); }
+STAND_IN int hipHostFree(void* address) { return release("hipHostFree", address); }
+STAND_IN int hipHostGetDevicePointer(void** mapped, void* address, unsigned) {
+  *mapped = address;
+  return enter("hipHostGetDevicePointer");
+}
+
+STAND_IN int hipMemcpyHtoDAsync(void* to, const void* from, size_t bytes, void* stream) {
+  wait(stream);
+  std::memcpy(to, from, bytes);
+  return enter("hipMemcpyHtoDAsync");
+}
+STAND_IN int hipMemcpyDtoHAsync(void* to, const void* from, size_t bytes, void* stream) {
+  wait(stream);
+  std::memcpy(to, from, bytes);
+  return enter("hipMemcpyDtoHAsync");
+}
+STAND_IN int hipMemsetD8Async(void* to, unsigned char value, size_t bytes, void* stream) {
+  wait(stream);
+  std::memset(to, value, bytes);
+  return enter("hipMemsetD8Async");
+}
+STAND_IN int hipStreamSynchronize(void* stream) {
+  wait(stream);
+  return enter("hipStreamSynchronize");
+}
+
+STAND_IN int hipModuleLoadData(void** module, const void* image) {
+  *module = nullptr;
+  if (int error = enter("hipModuleLoadData")) return error;
+  if (std::memcmp(image, kMagic, sizeof kMagic - 1)) return 200;
+  *module = new int(0);
+  return 0;
+}
+STAND_IN int hipModuleUnload(void* module) {
+  delete static_cast<int*>(module);
+  return enter("hipModuleUnload");
+}
+STAND_IN int hipModuleGetFunction(void** function, void*, const char* name) {
+  static char decode[] = "mono_decode", stream[] = "mono_stream";
+  char* known = !std::strcmp(name, decode) ? decode : !std::strcmp(name, stream) ? stream : nullptr;
+  *function = known;
+  const int error = enter("hipModuleGetFunction");
+  return error ? error : known ? 0 : 500;
+}
+STAND_IN int hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t) {
+  *blocks = number("STAND_IN_OCCUPANCY", 1);
+  return enter("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor");
+}
+STAND_IN int hipModuleLaunchCooperativeKernel(void* function, unsigned x, unsigned, unsigned, unsigned, unsigned,
+                                              unsigned, unsigned, void* stream, void** arguments) {
+  if (int error = enter("hipModuleLaunchCooperativeKernel")) return error;
+  if (std::strcmp(static_cast<const char*>(function), "mono_decode")) return 0;
+  const auto* calls = *static_cast<const Call* const*>(arguments[0]);
+  std::lock_guard<std::mutex> lock(mutex);
+  streams[stream].emplace_back([calls, x] { run(calls, int(x)); });
+  return 0;
+}
+STAND_IN int hipDeviceEnablePeerAccess(int, unsigned) { return enter("hipDeviceEnablePeerAccess"); }
+
+STAND_IN int hiprtcVersion(int* major, int* minor) {
+  *major = 7;
+  *minor = 0;
+  return enter("hiprtcVersion");
+}
+STAND_IN const char* hiprtcGetErrorString(int error) {
+  return error == 6 ? "HIPRTC_ERROR_COMPILATION" : error ? "HIPRTC_ERROR_INTERNAL_ERROR" : "HIPRTC_SUCCESS";
+}
+STAND_IN int hiprtcCreateProgram(void** program, const char* main, const char*, int count, const char* const*,
+                                 const char* const* names) {
+  *program = new RtcProgram{main, "", {names, names + count}};
+  return enter("hiprtcCreateProgram");
+}
+STAND_IN int hiprtcDestroyProgram(void** program) {
+  delete static_cast<RtcProgram*>(*program);
+  return enter("hiprtcDestroyProgram");
+}
+STAND_IN int hiprtcCompileProgram(void* program, int, const char* const*) {
+  auto& job = *static_cast<RtcProgram*>(program);
+  const char* log = std::getenv("STAND_IN_LOG");
+  if (log) job.log = log;
+  bool found = false;
+  for (const std::string& name : job.names) found = found || job.main == "#include \"" + name + "\"\n";
+  if (!found) job.log = "fatal error: file not found: " + job.main;
+  const int error = enter("hiprtcCompileProgram");
+  return error ? error : job.log.empty() ? 0 : 6;
+}
+STAND_IN int hiprtcGetProgramLogSize(void* program, size_t* size) {
+  *size = static_cast<RtcProgram*>(program)->log.size() + 1;
+  return enter("hiprtcGetProgramLogSize");
+}
+STAND_IN int hiprtcGetProgramLog(void* program, char* text) {
+  std::strcpy(text, static_cast<RtcProgram*>(program)->log.c_str());
+  return enter("hiprtcGetProgramLog");
+}
+STAND_IN int hiprtcGetCodeSize(void* program, size_t* size) {
+  *size = sizeof kMagic - 1 + static_cast<RtcProgram*>(program)->main.size();
+  return enter("hiprtcGetCodeSize");
+}
+STAND_IN int hiprtcGetCode(void* program, char* code) {
+  const std::string text = kMagic + static_cast<RtcProgram*>(program)->main;
+  std::memcpy(code, text.data(), text.size());
+  return enter("hiprtcGetCode");
+}
