@@ -10,8 +10,8 @@ import numpy as np
 
 from jax_mono.config import Module
 from jax_mono.extras import require
-from jax_mono.handoffs import MODULES, exchange, writers
-from jax_mono.plan import STAGES, Plan, Span
+from jax_mono.handoffs import MODULES, exchange
+from jax_mono.plan import STAGES, DevicePlan, Plan, Span, Stage
 
 BYTES_PER_WEIGHT = 2
 """Pictures and texts count bfloat16 weights."""
@@ -61,7 +61,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Handoffs:
-    """Words of eight bytes that change hands in one layer, on device 0.
+    """Words that change hands in one layer, on device 0; the plan's target says how many bytes a word has.
 
     Attributes:
         qkv: q, k and v of the new token.
@@ -85,15 +85,14 @@ class Handoffs:
 
 def block_shares(plan: Plan, device: int) -> list[BlockShare]:
     """Says for every block of a device what it owns."""
-    share = plan.devices[device]
-    rows = {channel: _owned(plan, device, channel) for channel in ("qkv", "final_sum", "activation", "logits")}
+    share, rows = plan.devices[device], plan.tile.rows
     return [
         BlockShare(
-            qkv=_ranges(rows["qkv"][block]),
+            qkv=_ranges(_rows(share.stages["qkv"], block, rows)),
             attention=_items(plan, share.kv_heads.first, share.attention[block]),
-            hidden=_ranges(rows["final_sum"][block]),
-            neurons=_ranges(share.neurons.first + rows["activation"][block]),
-            vocabulary=_ranges(rows["logits"][block]),
+            hidden=_ranges(_rows(share.stages["o"], block, rows)),
+            neurons=_ranges(share.neurons.first + _neurons(share, block, rows)),
+            vocabulary=_ranges(share.vocab.first + _rows(share.stages["head"], block, rows)),
             words=plan.block_words(device, block),
         )
         for block in range(plan.num_blocks)
@@ -132,7 +131,7 @@ def handoffs(plan: Plan) -> Handoffs:
         attention=channels["attention"].words,
         residual=channels["residual_mlp"].words,
         activation=channels["activation"].words,
-        peers=(plan.num_devices - 1) * plan.config.hidden_size,
+        peers=channels["inbox_mlp"].words * (plan.num_devices - 1) // plan.num_devices,
     )
 
 
@@ -249,7 +248,7 @@ def draw_plan(plan: Plan, path: str | Path) -> None:
 def _handoff_lines(plan: Plan) -> Iterator[str]:
     words, sources = handoffs(plan), arrivals(plan)
     channels = exchange(plan, 0).channels
-    yield "hand-offs of one layer within device 0, in words of 8 bytes"
+    yield f"hand-offs of one layer within device 0, in words of {plan.target.word_bytes} bytes"
     yield f"  qkv → attention     {words.qkv:>9,}"
     yield f"  attention → o       {words.attention:>9,}"
     yield f"  o → up              {words.residual:>9,}"
@@ -268,7 +267,7 @@ def _handoff_lines(plan: Plan) -> Iterator[str]:
 def _positions(plan: Plan) -> str:
     if plan.kv_splits == 1:
         return "one block has all positions of a KV head"
-    return f"{plan.kv_splits} blocks share a KV head's positions, {plan.kv_chunk} at a time in turn"
+    return f"{plan.kv_splits} blocks share a KV head's positions, {plan.target.kv_chunk} at a time in turn"
 
 
 def _device_lines(plan: Plan, device: int) -> Iterator[str]:
@@ -295,9 +294,20 @@ def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
 
 
-def _owned(plan: Plan, device: int, channel: str) -> list[np.ndarray]:
-    """Per block of a device, what it writes of a channel of its own device."""
-    return [words for writer, _, words in writers(plan, device, channel) if writer == device]
+def _rows(stage: Stage, block: int, tile_rows: int) -> np.ndarray:
+    """Rows of a stage that a block owns, lane by lane and without padding."""
+    return _cut(stage, block, tile_rows, stage.rows)
+
+
+def _neurons(share: DevicePlan, block: int, tile_rows: int) -> np.ndarray:
+    """Neurons that a block owns, counted from the device's first; half of a tile's rows are gates."""
+    return _cut(share.stages["up"], block, tile_rows // 2, share.neurons.count // share.lanes.count)
+
+
+def _cut(stage: Stage, block: int, per_tile: int, per_lane: int) -> np.ndarray:
+    tiles = np.arange(stage.shares[block].first, stage.shares[block].stop)[:, None]
+    at = tiles % stage.tiles_per_lane * per_tile + np.arange(per_tile)
+    return (tiles // stage.tiles_per_lane * per_lane + at)[at < per_lane]
 
 
 def _items(plan: Plan, first_head: int, span: Span) -> str:

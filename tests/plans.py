@@ -5,9 +5,16 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from jax_mono.config import Lanes, ModelConfig
-from jax_mono.plan import Plan, TileFormat, make_plan
+from jax_mono.plan import CPU, GPU, Plan, TileFormat, make_plan
 
 TILE = TileFormat()
+MOST_BLOCKS = {"cpu": 20, "gpu": 132}
+"""By target; an H100 has 132 multiprocessors."""
+
+
+def widths(usual: int) -> st.SearchStrategy[int]:
+    """Hidden sizes: small ones, and some with a tile for each of the most blocks there are."""
+    return st.one_of(st.integers(9, usual), st.integers(9, usual), st.integers(8 * 131 + 1, 8 * 140))
 
 
 @st.composite
@@ -18,7 +25,7 @@ def dense_configs(draw: st.DrawFn) -> ModelConfig:
     return ModelConfig(
         family=family,
         vocab_size=draw(st.integers(57, 200)),
-        hidden_size=draw(st.integers(9, 170)),
+        hidden_size=draw(widths(170)),
         intermediate_size=draw(st.integers(8, 300)),
         num_layers=draw(st.integers(1, 3)),
         num_heads=kv_heads * draw(st.integers(1, 4)),
@@ -38,7 +45,7 @@ def laneformer_configs(draw: st.DrawFn) -> ModelConfig:
     return ModelConfig(
         family="laneformer",
         vocab_size=8 * draw(st.integers(8, 20)),
-        hidden_size=draw(st.integers(9, 100)),
+        hidden_size=draw(widths(100)),
         intermediate_size=8 * draw(st.integers(1, 40)),
         num_layers=draw(st.integers(1, 3)),
         num_heads=kv_heads * draw(st.integers(1, 3)),
@@ -53,10 +60,12 @@ def laneformer_configs(draw: st.DrawFn) -> ModelConfig:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A plan for 1 to 8 devices of 1 to 20 blocks, as many as the model has tiles of hidden rows."""
+    """A plan of either target for 1 to 8 devices, with at most as many blocks as the model has tiles of hidden rows."""
     if draw(st.booleans()):
         config, devices = draw(dense_configs()), draw(st.sampled_from([1, 2, 3, 4, 8]))
     else:
         config, devices = draw(laneformer_configs()), draw(st.sampled_from([1, 2, 4, 8]))
-    blocks = draw(st.integers(1, min(20, TILE.row_tiles(config.hidden_size))))
-    return make_plan(config, devices=devices, blocks=blocks, kv_splits=draw(st.sampled_from([None, None, 1, 3])))
+    target = draw(st.sampled_from([CPU, GPU]))
+    blocks = draw(st.integers(1, min(MOST_BLOCKS[target.name], TILE.row_tiles(config.hidden_size))))
+    splits = draw(st.sampled_from([None, None, 1, 3]))
+    return make_plan(config, devices=devices, blocks=blocks, target=target, kv_splits=splits)

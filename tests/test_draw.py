@@ -12,7 +12,7 @@ from tiny import tiny
 from jax_mono.draw import block_shares, draw_plan, handoffs, plan_text, totals
 from jax_mono.extras import MissingExtraError
 from jax_mono.models.presets import preset
-from jax_mono.plan import Plan, make_plan
+from jax_mono.plan import CPU, GPU, Plan, Target, make_plan
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,16 @@ def test_text_counts_the_words_of_the_handoffs(laneformer: Plan) -> None:
     assert words["head → next token"] == 16 * 6
 
 
+def test_text_of_a_gpu_plan() -> None:
+    plan = make_plan(preset("laneformer-2b"), devices=8, blocks=132, target=GPU)
+    text, words = plan_text(plan), handoffs(plan)
+    assert "in words of 16 bytes" in text
+    assert "66 blocks share a KV head's positions, 64 at a time in turn" in text
+    assert words.attention == 4 * 66 * 33  # query heads x parts x (maximum and sum, output of 96)
+    assert words.residual == 132 * 8 and words.peers == 7 * words.residual
+    assert words.local < handoffs(make_plan(plan.config, devices=8, blocks=132)).local / 2
+
+
 @pytest.mark.parametrize("blocks", [132, 304])
 def test_many_blocks_are_shortened(blocks: int) -> None:
     text = plan_text(make_plan(preset("laneformer-2b"), devices=8, blocks=blocks))
@@ -56,15 +66,18 @@ def test_many_blocks_are_shortened(blocks: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "laneformer"])
-@pytest.mark.parametrize(("devices", "blocks"), [(1, 1), (2, 3), (8, 2)])
-def test_shares_cover_everything_once(family: str, devices: int, blocks: int) -> None:
-    plan = make_plan(tiny(family), devices=devices, blocks=blocks)
+@pytest.mark.parametrize(("devices", "blocks"), [(1, 1), (2, 3), (8, 2), (1, 8)])
+@pytest.mark.parametrize("target", [CPU, GPU], ids=lambda target: target.name)
+def test_shares_cover_everything_once(family: str, devices: int, blocks: int, target: Target) -> None:
+    plan = make_plan(tiny(family, hidden_size=61), devices=devices, blocks=blocks, target=target)
     neurons, vocabulary = [], []
     for device in range(devices):
         shares = block_shares(plan, device)
         hidden = [row for share in shares for row in covered(share.hidden)]
         assert hidden == list(range(plan.config.hidden_size))
         neurons += [row for share in shares for row in covered(share.neurons)]
+        rows = sorted(row for share in shares for row in covered(share.qkv))
+        assert rows == list(range(plan.devices[device].stages["qkv"].rows * plan.devices[device].lanes.count))
         vocabulary += [row for share in shares for row in covered(share.vocabulary)]
     assert neurons == list(range(plan.config.intermediate_size))
     assert vocabulary == list(range(plan.config.vocab_size))
@@ -111,11 +124,12 @@ def test_same_plan_gives_the_same_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "devices", "blocks"), [("laneformer-2b", 8, 304), ("qwen3-8b", 16, 132), ("smollm2-135m", 1, 1)]
+    ("name", "devices", "blocks", "target"),
+    [("laneformer-2b", 8, 304, CPU), ("qwen3-8b", 16, 132, GPU), ("smollm2-135m", 1, 1, CPU)],
 )
-def test_any_plan_can_be_drawn(name: str, devices: int, blocks: int, tmp_path: Path) -> None:
+def test_any_plan_can_be_drawn(name: str, devices: int, blocks: int, target: Target, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    draw_plan(make_plan(preset(name), devices=devices, blocks=blocks), tmp_path / "plan.svg")
+    draw_plan(make_plan(preset(name), devices=devices, blocks=blocks, target=target), tmp_path / "plan.svg")
     assert (tmp_path / "plan.svg").stat().st_size < 400_000
 
 

@@ -9,7 +9,8 @@ from plans import plans
 from tiny import tiny
 
 from jax_mono import handoffs
-from jax_mono.plan import Plan, make_plan
+from jax_mono.models.presets import preset
+from jax_mono.plan import CPU, GPU, Plan, StageName, Target, make_plan
 from jax_mono.record import constants_layout, plan_record
 
 
@@ -32,7 +33,7 @@ def test_every_word_has_exactly_one_writer(plan: Plan) -> None:
     for device in range(plan.num_devices):
         for channel in handoffs.exchange(plan, device).channels.values():
             writers = count_writers(plan, device, channel)
-            if channel.source == "peers":  # [devices, hidden]; nobody sends to itself
+            if channel.source == "peers":  # a part for every device; nobody sends to itself
                 writers = writers.reshape(plan.num_devices, -1)
                 assert not writers[device].any()
                 writers = np.delete(writers, device, axis=0)
@@ -50,6 +51,41 @@ def test_channels_do_not_overlap_and_fill_the_memory(plan: Plan) -> None:
                 first = channel.offset + layer * layout.layer_stride
                 used[first : first + channel.copies * channel.words] += 1
         assert (used == 1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans())
+def test_runs_have_room_for_the_largest_share_and_no_more(plan: Plan) -> None:
+    runs, target, rows = handoffs.Runs.of(plan), plan.target, plan.tile.rows
+
+    def largest(stage: StageName) -> int:
+        return max(span.count for share in plan.devices for span in share.stages[stage].shares)
+
+    for words, values, per_word in (
+        (runs.tile, rows, target.floats_per_word),
+        (runs.hidden, rows * largest("o"), target.floats_per_word),
+        (runs.activation, rows // 2 * largest("up"), target.weights_per_word),
+        (runs.logits, rows * largest("head"), target.floats_per_word),
+    ):
+        assert 0 <= words * per_word - values < per_word
+
+
+@pytest.mark.parametrize("target", [CPU, GPU], ids=lambda target: target.name)
+def test_a_word_holds_its_values_and_a_tag(target: Target) -> None:
+    floats, weights = 4 * target.floats_per_word, 2 * target.weights_per_word
+    assert max(floats, weights) + 4 <= target.word_bytes
+    assert target.word_bytes in (8, 16)  # what the processor stores and loads at once
+
+
+def test_words_of_laneformer_2b_on_eight_gpus() -> None:
+    """One lane on each device: 132 blocks with 2 or 3 tiles of hidden rows, and 2 KV heads in 66 parts."""
+    channels = handoffs.exchange(make_plan(preset("laneformer-2b"), devices=8, blocks=132, target=GPU), 0).channels
+    assert channels["qkv"].words == 96 * 3  # tiles; 8 values of at most 9
+    assert channels["attention"].words == 4 * 66 * (1 + 32)  # query heads, parts, maximum and sum, output
+    assert channels["residual_mlp"].words == 132 * 8
+    assert channels["inbox_mlp"].words == 8 * 132 * 8
+    assert channels["summary"].words == 8 * 132 * 2
+    assert channels["choice"].words == 1
 
 
 def test_what_successive_tokens_could_confuse_has_two_copies() -> None:

@@ -11,7 +11,7 @@ from tiny import tiny
 from jax_mono import plan as plan_module
 from jax_mono.config import ConfigError, ModelConfig
 from jax_mono.models.presets import preset
-from jax_mono.plan import LAYER_STAGES, MAX_DEVICES, STAGES, Plan, Span, TileFormat, make_plan
+from jax_mono.plan import CPU, GPU, LAYER_STAGES, MAX_DEVICES, STAGES, Plan, Span, TileFormat, make_plan
 
 
 def assert_partition(spans: list[Span], total: int) -> None:
@@ -137,14 +137,19 @@ def test_dense_devices_weigh_the_same_in_spite_of_uneven_heads() -> None:
 @given(plans())
 def test_equal_arguments_give_equal_plans(plan: Plan) -> None:
     plan_module._make_plan.cache_clear()
-    again = make_plan(plan.config.replace(), devices=plan.num_devices, blocks=plan.num_blocks, kv_splits=plan.kv_splits)
+    shape = {"devices": plan.num_devices, "blocks": plan.num_blocks, "kv_splits": plan.kv_splits}
+    again = make_plan(plan.config.replace(), target=plan.target, **shape)
     assert again == plan and hash(again) == hash(plan) and again is not plan
+    other = make_plan(plan.config, target=CPU if plan.target is GPU else GPU, **shape)
+    assert other != plan and hash(other) != hash(plan)
+    assert other.devices == plan.devices, "targets differ in hand-offs, not in who owns what"
 
 
-def test_kv_splits_employ_every_block() -> None:
+def test_kv_splits_leave_no_block_two_splits() -> None:
     plan = make_plan(tiny("llama", num_kv_heads=2), blocks=5)
-    assert plan.kv_splits == 3
-    assert all(span.count for span in plan.devices[0].attention)
+    assert plan.kv_splits == 2
+    assert sorted(span.count for span in plan.devices[0].attention) == [0, 1, 1, 1, 1]
+    assert make_plan(tiny("llama", num_kv_heads=4), blocks=3).kv_splits == 1
 
 
 @pytest.mark.parametrize(

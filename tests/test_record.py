@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from plans import plans
 from tiny import tiny
 
 from jax_mono import native, record
-from jax_mono.handoffs import exchange
+from jax_mono.config import Lanes, ModelConfig
+from jax_mono.handoffs import Runs, exchange
 from jax_mono.plan import STAGES, Plan, make_plan
 
 
@@ -40,6 +42,10 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
     assert header["magic"] == record.MAGIC and header["size"] == len(data)
     for name in ("num_devices", "num_blocks", "layer_words", "head_words", "kv_splits", "max_kv_heads", "max_vocab"):
         assert header[name] == getattr(plan, name)
+    for name in ("kv_chunk", "floats_per_word", "weights_per_word"):
+        assert header[name] == getattr(plan.target, name)
+    for name in ("hidden", "activation", "logits"):
+        assert header[f"{name}_run"] == getattr(Runs.of(plan), name)
     for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
         assert header[name] == getattr(plan.config, name)
     at = record.HEADER.itemsize + plan.config.num_layers * record.LAYER.itemsize
@@ -61,6 +67,22 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
                 assert own["offsets"][position] == stage.offsets[block]
                 assert tuple(own["shares"][position]) == (stage.shares[block].first, stage.shares[block].count)
                 assert tuple(own["hidden"]) == (plan.hidden[block].first, plan.hidden[block].count)
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (tiny("llama"), 1),
+        (tiny("laneformer"), 3),
+        (tiny("laneformer", lanes=Lanes(count=8, delay=0)), 1),
+        (tiny("laneformer", lanes=Lanes(count=8, delay=4)), 5),
+        (tiny("laneformer", num_layers=2), 1),  # too few for a delay of 2: only sums that are added at once
+        (tiny("laneformer", lanes=Lanes(count=8, attention_comm=False, mlp_comm=False)), 1),
+    ],
+)
+def test_histories_reach_back_as_far_as_sums_are_added_late(config: ModelConfig, layers: int) -> None:
+    header = np.frombuffer(record.plan_record(make_plan(config)).tobytes(), record.HEADER, 1)[0]
+    assert header["history_layers"] == layers
 
 
 def test_peers_are_told_only_what_they_read() -> None:
