@@ -57,7 +57,7 @@ class CallRequest:
 
     Attributes:
         position: int32 [], position of the first token fed.
-        first_token: int32 [], the first token fed when generating.
+        num_forced: int32 [], tokens of ``forced`` to feed, at least 1.
         budget: int32 [], steps at most.
         session: int32 [], number of a streaming session, 0 for none.
         seed: uint32 [2].
@@ -68,11 +68,12 @@ class CallRequest:
         repetition_penalty: float32 [].
         stops: int32 [any], negative entries are padding.
         history: int32 [any], what the repetition penalty has seen; negative entries are padding.
-        forced: int32 [room] when scoring, else [0].
+        forced: int32 [any], the tokens to feed before sampling starts, or [room] to score; entries from ``num_forced`` on are
+            padding.
     """
 
     position: Array
-    first_token: Array
+    num_forced: Array
     budget: Array
     session: Array
     seed: Array
@@ -88,7 +89,7 @@ class CallRequest:
     def words(self) -> tuple[Array, Array]:
         """The scalar operands in the order of ``IntWord`` and ``FloatWord`` in ffi/host/handlers.cc."""
         seed = jax.lax.bitcast_convert_type(jnp.asarray(self.seed, jnp.uint32), jnp.int32)
-        ints = [self.position, self.first_token, self.budget, self.top_k, self.session, seed[0], seed[1]]
+        ints = [self.position, self.num_forced, self.budget, self.top_k, self.session, seed[0], seed[1]]
         floats = [self.temperature, self.top_p, self.min_p, self.repetition_penalty]
         return (
             jnp.stack([jnp.asarray(value, jnp.int32) for value in ints]),

@@ -27,6 +27,10 @@ Array = jax.Array
 PREFILL_CHUNK = 128
 """Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
 
+SHORT_PROMPT = 32
+"""So many new tokens at most are fed through the resident program itself: the Flax layers first unpack every matrix, which
+costs as much as some tens of tokens."""
+
 
 class Finish(enum.IntEnum):
     """Why a generation ended; mirrors ``Finish`` in ffi/kernel/call.h."""
@@ -69,7 +73,7 @@ class Generation:
 
     Attributes:
         tokens: int32 [room]; the first ``count`` are the generated tokens, a stop token included; the rest is -1.
-        count: int32 [].
+        count: int32 [], 0 if the call was stopped while it fed the prompt.
         finish: int32 [], a :class:`Finish`.
         logprobs: float32 [room], of the chosen tokens, under the model's unmodified distribution.
         top_ids: int32 [room, top_n], the most likely tokens, best first.
@@ -151,10 +155,12 @@ def generate(
     tokens = cache.tokens.at[where].set(prompt, mode="drop")
     end = cache.end + count
 
-    k, v = _prefill(plan, tapes, rope, cache, tokens, end - 1, min(prompt.shape[0], PREFILL_CHUNK), mesh)
+    start = jnp.where(end - cache.fed <= SHORT_PROMPT, cache.fed, end - 1)
+    k, v = _prefill(plan, tapes, rope, cache, tokens, start, min(prompt.shape[0], PREFILL_CHUNK), mesh)
+    last = start + jnp.arange(min(SHORT_PROMPT, cache.capacity), dtype=jnp.int32)
     request = CallRequest(
-        position=end - 1,
-        first_token=tokens[end - 1],
+        position=start,
+        num_forced=end - start,
         budget=jnp.asarray(room if budget is None else budget, jnp.int32),
         session=jnp.asarray(session, jnp.int32),
         seed=_seed(key),
@@ -165,12 +171,14 @@ def generate(
         repetition_penalty=jnp.asarray(sampling.repetition_penalty, jnp.float32),
         stops=jnp.full((1,), -1, jnp.int32) if stops is None else jnp.asarray(stops, jnp.int32),
         history=tokens,
-        forced=jnp.zeros((0,), jnp.int32),
+        forced=tokens.at[last].get(mode="fill", fill_value=-1),
     )
     result = resident_call(
         plan, tapes, rope, (k, v), request, mode=Mode.GENERATE, room=room, top_n=top_n, mesh=mesh, lost=lost
     )
     steps = result.status[0]
+    # Stopped within the prompt, the call does not say how far it came: the next one feeds those tokens again.
+    fed = jnp.where(steps > 0, end - 1 + steps, start)
     places = jnp.arange(room, dtype=jnp.int32)
     generated = jnp.where(places < steps, result.tokens, -1)
     tokens = tokens.at[jnp.where(places < steps, end + places, cache.capacity)].set(generated, mode="drop")
@@ -181,7 +189,7 @@ def generate(
         logprobs=jnp.where(places < steps, result.logprobs, 0.0),
         top_ids=result.top_ids,
         top_logprobs=result.top_logprobs,
-        cache=Cache(result.k_cache, result.v_cache, tokens, end=end + steps, fed=end - 1 + steps),
+        cache=Cache(result.k_cache, result.v_cache, tokens, end=end + steps, fed=fed),
     )
 
 
@@ -215,7 +223,7 @@ def score(
     nothing = jnp.full((1,), -1, jnp.int32)
     request = CallRequest(
         position=jnp.int32(0),
-        first_token=tokens[0],
+        num_forced=jnp.int32(room),
         budget=jnp.int32(room),
         session=jnp.int32(0),
         seed=jnp.zeros((2,), jnp.uint32),

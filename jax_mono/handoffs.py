@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from jax_mono.plan import DevicePlan, Plan, Span, Stage
+from jax_mono.plan import Plan, Span, StageName
 
 MODULES = ("attention", "mlp")
-SUMMARY_WORDS = 6
-"""Words of a block's summary of its share of the vocabulary; ``Summary`` in ffi/kernel/sample.h."""
-CHOICE_WORDS = 2
-"""Words of the sampled token: its id and its log-probability."""
+SUMMARY_VALUES = 6
+"""Values in a block's summary of its share of the vocabulary; ``SummaryValue`` in ffi/kernel/sample.h."""
+CHOICE_VALUES = 2
+"""Values of the sampled token: its id, and whether the host wants the call to end."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,23 @@ class Exchange:
 def exchange(plan: Plan, device: int) -> Exchange:
     """Lays out the exchange memory of one device."""
     share = plan.devices[device]
-    hidden, lanes = plan.config.hidden_size, share.lanes.count
+    lanes = share.lanes.count
+    blocks, runs = plan.num_blocks, Runs.of(plan)
     per_layer = {
-        "qkv": lanes * share.stages["qkv"].rows,
+        "qkv": share.stages["qkv"].tiles * runs.tile,
         "attention": attention_words(plan, device),
-        "residual_attention": lanes * hidden,
-        "activation": share.neurons.count,
-        "residual_mlp": lanes * hidden,
-        "inbox_attention": plan.num_devices * hidden,
-        "inbox_mlp": plan.num_devices * hidden,
+        "residual_attention": lanes * blocks * runs.hidden,
+        "activation": blocks * runs.activation,
+        "residual_mlp": lanes * blocks * runs.hidden,
+        "inbox_attention": plan.num_devices * blocks * runs.hidden,
+        "inbox_mlp": plan.num_devices * blocks * runs.hidden,
     }
     per_token = {
-        "final_inbox": plan.num_devices * hidden,
-        "final_sum": hidden,
-        "summary": plan.num_devices * plan.num_blocks * SUMMARY_WORDS,
-        "logits": plan.config.vocab_size,
-        "choice": CHOICE_WORDS,
+        "final_inbox": plan.num_devices * blocks * runs.hidden,
+        "final_sum": blocks * runs.hidden,
+        "summary": plan.num_devices * blocks * _float_words(plan, SUMMARY_VALUES),
+        "logits": plan.num_devices * blocks * runs.logits,
+        "choice": _float_words(plan, CHOICE_VALUES),
     }
     sources: dict[str, Literal["local", "peers", "all"]] = {
         "inbox_attention": "peers",
@@ -98,10 +99,50 @@ def exchange(plan: Plan, device: int) -> Exchange:
     return Exchange(channels, layer_stride, offset)
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Words that a block publishes in one run; the same for all blocks of all devices.
+
+    Attributes:
+        tile: Of the rows of a QKV tile.
+        hidden: Of a block's hidden rows.
+        activation: Of a block's neurons.
+        logits: Of a block's vocabulary rows.
+    """
+
+    tile: int
+    hidden: int
+    activation: int
+    logits: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Runs:
+        """The runs of a plan."""
+        rows = plan.tile.rows
+
+        def most(name: StageName) -> int:
+            return max(share.count for device in plan.devices for share in device.stages[name].shares)
+
+        return cls(
+            tile=_float_words(plan, rows),
+            hidden=_float_words(plan, rows * max(span.count for span in plan.hidden)),
+            activation=-(-most("up") * rows // 2 // plan.target.weights_per_word),
+            logits=_float_words(plan, most("head") * rows),
+        )
+
+
+def _float_words(plan: Plan, values: int) -> int:
+    return -(-values // plan.target.floats_per_word)
+
+
+def _part_words(plan: Plan) -> int:
+    """Words of one query's part: a maximum and a sum, then an unnormalised output."""
+    return _float_words(plan, 2) + _float_words(plan, plan.config.head_dim)
+
+
 def attention_words(plan: Plan, device: int) -> int:
-    """Words of the attention hand-off: per query head and split, an unnormalised output, a maximum and a sum."""
-    queries = plan.devices[device].kv_heads.count * plan.config.queries_per_kv
-    return queries * plan.kv_splits * (plan.config.head_dim + 2)
+    """Words of the attention hand-off: one part per query head and split."""
+    return plan.devices[device].kv_heads.count * plan.config.queries_per_kv * plan.kv_splits * _part_words(plan)
 
 
 def writers(plan: Plan, device: int, channel: str) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -115,66 +156,32 @@ def writers(plan: Plan, device: int, channel: str) -> Iterator[tuple[int, int, n
     Yields:
         (writing device, writing block, int64 word indices within the channel).
     """
-    for block in range(plan.num_blocks):
+    runs, blocks, share = Runs.of(plan), plan.num_blocks, plan.devices[device]
+    for block in range(blocks):
         if channel == "qkv":
-            stage = plan.devices[device].stages["qkv"]
-            yield device, block, _column_rows(plan, stage, block)
+            yield device, block, _items(share.stages["qkv"].shares[block], runs.tile)
         elif channel == "activation":
-            yield device, block, _neurons(plan, plan.devices[device], block)
+            yield device, block, _items(Span(block, 1), runs.activation)
         elif channel == "attention":
-            span = plan.devices[device].attention[block]
-            per_item = plan.config.queries_per_kv * (plan.config.head_dim + 2)
-            yield device, block, _items(span, per_item)
+            yield device, block, _items(share.attention[block], plan.config.queries_per_kv * _part_words(plan))
         elif channel in ("residual_attention", "residual_mlp"):
-            rows, hidden = _hidden_rows(plan, block), plan.config.hidden_size
-            lanes = np.arange(plan.devices[device].lanes.count)[:, None]
-            yield device, block, (lanes * hidden + rows).ravel()
+            of_lanes = [_items(Span(lane * blocks + block, 1), runs.hidden) for lane in range(share.lanes.count)]
+            yield device, block, np.concatenate(of_lanes)
         elif channel == "final_sum":
-            yield device, block, _hidden_rows(plan, block)
+            yield device, block, _items(Span(block, 1), runs.hidden)
         elif channel in ("inbox_attention", "inbox_mlp", "final_inbox"):
             for peer in range(plan.num_devices):
                 if peer != device:
-                    yield peer, block, peer * plan.config.hidden_size + _hidden_rows(plan, block)
-        elif channel == "summary":
+                    yield peer, block, _items(Span(peer * blocks + block, 1), runs.hidden)
+        elif channel in ("summary", "logits"):
+            words = runs.logits if channel == "logits" else _float_words(plan, SUMMARY_VALUES)
             for peer in range(plan.num_devices):
-                first = (peer * plan.num_blocks + block) * SUMMARY_WORDS
-                yield peer, block, np.arange(first, first + SUMMARY_WORDS)
-        elif channel == "logits":
-            for peer, share in enumerate(plan.devices):
-                yield peer, block, share.vocab.first + _column_rows(plan, share.stages["head"], block)
+                yield peer, block, _items(Span(peer * blocks + block, 1), words)
         elif channel == "choice":
-            yield device, block, np.arange(CHOICE_WORDS if block == 0 else 0)
+            yield device, block, np.arange(_float_words(plan, CHOICE_VALUES) if block == 0 else 0)
         else:
             raise KeyError(channel)
 
 
 def _items(span: Span, words: int) -> np.ndarray:
     return np.arange(span.first * words, span.stop * words)
-
-
-def _hidden_rows(plan: Plan, block: int) -> np.ndarray:
-    rows = plan.tile.rows
-    span = plan.hidden[block]
-    return np.arange(span.first * rows, min(span.stop * rows, plan.config.hidden_size))
-
-
-def _column_rows(plan: Plan, stage: Stage, block: int) -> np.ndarray:
-    """Rows (lane-major, without padding) of a column parallel stage that a block owns."""
-    rows = plan.tile.rows
-    found = []
-    for tile in range(stage.shares[block].first, stage.shares[block].stop):
-        lane, tile_in_lane = divmod(tile, stage.tiles_per_lane)
-        first = tile_in_lane * rows
-        found.append(lane * stage.rows + np.arange(first, min(first + rows, stage.rows)))
-    return np.concatenate(found) if found else np.arange(0)
-
-
-def _neurons(plan: Plan, share: DevicePlan, block: int) -> np.ndarray:
-    stage = share.stages["up"]
-    per_tile, per_lane = plan.tile.rows // 2, share.neurons.count // share.lanes.count
-    found = []
-    for tile in range(stage.shares[block].first, stage.shares[block].stop):
-        lane, tile_in_lane = divmod(tile, stage.tiles_per_lane)
-        first = tile_in_lane * per_tile
-        found.append(lane * per_lane + np.arange(first, min(first + per_tile, per_lane)))
-    return np.concatenate(found) if found else np.arange(0)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import heapq
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +32,29 @@ STAGES: tuple[StageName, ...] = (*LAYER_STAGES, "head")
 
 MAX_DEVICES = 16
 """Devices in one gang; bounds the peers' tables of the resident program."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kind of processor asks of a plan.
+
+    Attributes:
+        name: ``cpu`` or ``gpu``.
+        word_bytes: Bytes of an exchange word, as many as the target moves at once.
+        floats_per_word: float32 values that a word carries beside its tag.
+        weights_per_word: Values of the weight dtype that a word carries.
+        kv_chunk: Consecutive positions that one split of a KV head owns before the next split takes over.
+    """
+
+    name: str
+    word_bytes: int
+    floats_per_word: int
+    weights_per_word: int
+    kv_chunk: int
+
+
+CPU = Target("cpu", word_bytes=8, floats_per_word=1, weights_per_word=1, kv_chunk=16)
+GPU = Target("gpu", word_bytes=16, floats_per_word=3, weights_per_word=6, kv_chunk=64)
 
 
 @dataclass(frozen=True)
@@ -140,8 +162,8 @@ class Plan:
         num_devices: Devices that share the model.
         num_blocks: Resident blocks on each device.
         tile: Weight tile format.
+        target: The kind of processor it is made for.
         kv_splits: Over how many blocks the positions of one KV head are spread.
-        kv_chunk: Consecutive positions that one split owns before the next split takes over.
         devices: One share per device.
         hidden: Per block, the tiles of hidden rows it owns; the same on every device.
     """
@@ -150,13 +172,13 @@ class Plan:
     num_devices: int
     num_blocks: int
     tile: TileFormat
+    target: Target
     kv_splits: int
-    kv_chunk: int
     devices: tuple[DevicePlan, ...]
     hidden: tuple[Span, ...]
 
     def __hash__(self) -> int:
-        return hash((self.config, self.num_devices, self.num_blocks, self.tile, self.kv_splits))
+        return hash((self.config, self.num_devices, self.num_blocks, self.tile, self.target, self.kv_splits))
 
     @property
     def layer_words(self) -> int:
@@ -191,6 +213,7 @@ def make_plan(
     devices: int = 1,
     blocks: int = 1,
     tile: TileFormat | None = None,
+    target: Target = CPU,
     kv_splits: int | None = None,
 ) -> Plan:
     """Plans a model for ``devices`` devices of ``blocks`` resident blocks each.
@@ -200,7 +223,9 @@ def make_plan(
         devices: Devices that share the model. A Laneformer's lanes must divide evenly among them.
         blocks: Blocks per device; at most one per tile of hidden rows.
         tile: Weight tile format; None takes the CPU's.
-        kv_splits: Blocks among which one KV head's positions are spread; None takes just enough to employ all.
+        target: The kind of processor.
+        kv_splits: Blocks among which one KV head's positions are spread; None takes as many as leave every block at most
+            one head's split, if there are blocks enough.
 
     Returns:
         The plan; equal arguments give equal plans.
@@ -208,18 +233,20 @@ def make_plan(
     Raises:
         ConfigError: The model cannot be cut like this; the message says what would work.
     """
-    return _make_plan(config, devices, blocks, tile or TileFormat(), kv_splits)
+    return _make_plan(config, devices, blocks, tile or TileFormat(), target, kv_splits)
 
 
 @functools.lru_cache(maxsize=64)
-def _make_plan(config: ModelConfig, devices: int, blocks: int, tile: TileFormat, kv_splits: int | None) -> Plan:
+def _make_plan(
+    config: ModelConfig, devices: int, blocks: int, tile: TileFormat, target: Target, kv_splits: int | None
+) -> Plan:
     _check_shape(config, devices, blocks, tile)
     hidden_tiles = tile.row_tiles(config.hidden_size)
     hidden = _spans(even_counts(hidden_tiles, blocks))
     shares = _device_shares(config, devices, tile)
     if kv_splits is None:
         busiest = max(1, *(share.kv_heads.count for share in shares))
-        kv_splits = math.ceil(blocks / busiest)
+        kv_splits = max(1, blocks // busiest)
     if kv_splits < 1:
         raise ConfigError(f"kv_splits is {kv_splits}, must be at least 1")
     plans = tuple(_device_plan(config, share, blocks, tile, hidden, kv_splits) for share in shares)
@@ -228,8 +255,8 @@ def _make_plan(config: ModelConfig, devices: int, blocks: int, tile: TileFormat,
         num_devices=devices,
         num_blocks=blocks,
         tile=tile,
+        target=target,
         kv_splits=kv_splits,
-        kv_chunk=16,
         devices=plans,
         hidden=hidden,
     )

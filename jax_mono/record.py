@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
-from jax_mono.config import Module
-from jax_mono.handoffs import MODULES, exchange
+from jax_mono.config import ModelConfig, Module
+from jax_mono.handoffs import MODULES, Runs, exchange
 from jax_mono.plan import STAGES, DevicePlan, Plan, Span
 
 MAGIC = 0x6D6F6E6F
@@ -48,7 +48,18 @@ HEADER = np.dtype(
             )
         ),
         ("norm_eps", "<f4"),
-        ("hidden_width", "<i4"),
+        *(
+            (name, "<i4")
+            for name in (
+                "hidden_width",
+                "floats_per_word",
+                "weights_per_word",
+                "hidden_run",
+                "activation_run",
+                "logits_run",
+                "history_layers",
+            )
+        ),
     ]
 )
 LAYER = np.dtype(
@@ -154,7 +165,7 @@ def constants_layout(plan: Plan) -> dict[str, int]:
 
 
 def _header(plan: Plan, size: int) -> np.ndarray:
-    config = plan.config
+    config, runs = plan.config, Runs.of(plan)
     header = np.zeros((), HEADER)
     values = {
         "layer_words": plan.layer_words,
@@ -170,7 +181,7 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "head_dim": config.head_dim,
         "queries_per_kv": config.queries_per_kv,
         "kv_splits": plan.kv_splits,
-        "kv_chunk": plan.kv_chunk,
+        "kv_chunk": plan.target.kv_chunk,
         "max_kv_heads": plan.max_kv_heads,
         "max_vocab": plan.max_vocab,
         "tile_rows": plan.tile.rows,
@@ -181,10 +192,25 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "head_kind": HEAD_KINDS[config.lanes.head if config.lanes else None],
         "norm_eps": config.norm_eps,
         "hidden_width": plan.tile.padded_cols(config.hidden_size),
+        "floats_per_word": plan.target.floats_per_word,
+        "weights_per_word": plan.target.weights_per_word,
+        "hidden_run": runs.hidden,
+        "activation_run": runs.activation,
+        "logits_run": runs.logits,
+        "history_layers": _history_layers(config),
     }
     for name in HEADER.names or ():
         header[name] = values[name]
     return header
+
+
+def _history_layers(config: ModelConfig) -> int:
+    """Over how many layers, itself included, a layer adds module outputs."""
+    modules: tuple[Module, ...] = MODULES
+    sources = [(layer, config.mixing(module, layer).source) for layer in range(config.num_layers) for module in modules]
+    return 1 + max(layer - source for layer, source in sources if source is not None) if any(
+        source is not None for _, source in sources
+    ) else 1
 
 
 def _layers(plan: Plan) -> np.ndarray:

@@ -55,7 +55,7 @@ GpuBuffers::GpuBuffers(const Driver& driver, int ordinal, const Program& program
   std::vector<size_t> starts;
   for (i32 device = first; device < first + local; ++device) {
     starts.push_back(words);
-    words += aligned(size_t(plan.devices[device].channels.words) * 8);
+    words += aligned(size_t(plan.devices[device].channels.words) * kWordBytes);
   }
   const size_t own = aligned(size_t(program.shape.scratch_words) * 8);
   record = DeviceMemory(driver, ordinal, bytes.size());

@@ -1,7 +1,121 @@
 #include "host/gpu_shape.h"
 
-namespace mono {
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
 
-GpuShape gpu_shape(const Plan&, WeightType, const std::string&, i64) { return {"#pragma once\n", 256, 0, 0}; }
+// The sizes of the scratch memory, as the kernel carves it; nothing of this namespace runs here.
+#define MONO_VARIANT gpu_sizes
+#define MONO_DEVICE inline
+#define MONO_ROLLED
+#define MONO_UNROLLED
+#include "kernel/simt/workspace.h"
+
+namespace mono {
+namespace {
+
+// What is known of an architecture before its compiler runs.
+struct Architecture {
+  const char* name;
+  i32 pump_threads;        // beside those that run the stages
+  i32 slots;               // of the ring in shared memory; 0 if weights stream through registers
+  i32 copies_in_flight;    // of the ring; more of them slow each other down
+  i32 static_bytes;        // of shared memory that the kernel declares itself, at most
+};
+constexpr Architecture kArchitectures[] = {{"sm_90a", 32, 16, 4, 1024}, {"gfx942", 0, 0, 0, 1024}};
+
+constexpr i64 kChunkBytes = kChunkWords * 2;
+constexpr i32 kMostChunks = 24;  // of a slot: 12 KiB a copy
+constexpr i64 kBarrierBytes = 16;  // of a slot
+
+struct Sizes {
+  i64 near_bytes = 0, far_bytes = 0;
+  i32 touched_lanes = 1;
+};
+
+Sizes sizes_of(const Plan& plan) {
+  Sizes most;
+  for (i32 device = 0; device < plan.header->num_devices; ++device) {
+    for (i32 block = 0; block < plan.header->num_blocks; ++block) {
+      const gpu_sizes::Scratch<bf16, gpu_sizes::Workspace<bf16>> scratch(plan, device, block, nullptr, nullptr);
+      most.near_bytes = std::max(most.near_bytes, scratch.near_bytes);
+      most.far_bytes = std::max(most.far_bytes, scratch.far_bytes);
+      most.touched_lanes =
+          std::max(most.touched_lanes, gpu_sizes::most_touched_lanes(plan.devices[device], plan.block(device, block)));
+    }
+  }
+  return most;
+}
+
+// Pieces of one tile, of the stage that has most.
+i32 most_pieces(const Plan& plan, i32 slot_chunks) {
+  i32 most = 0;
+  for (i32 device = 0; device < plan.header->num_devices; ++device) {
+    for (i32 index = 0; index < kStages; ++index) {
+      const Stage& stage = plan.devices[device].stages[index];
+      const i32 chunks = piece_chunks(stage.width / plan.header->tile_cols, slot_chunks);
+      if (chunks) most = std::max(most, i32(stage.tile_words / (i64(chunks) * kChunkWords)));
+    }
+  }
+  return most;
+}
+
+std::string as_text(const Header& h) {
+  std::ostringstream out;
+  out << std::hexfloat;
+  out << h.layer_words << "LL, " << h.head_words << "LL, " << h.magic << ", " << h.size << ", " << h.num_devices << ", "
+      << h.num_blocks << ", " << h.num_layers << ", " << h.num_lanes << ", " << h.hidden_size << ", " << h.vocab_size << ", "
+      << h.head_dim << ", " << h.queries_per_kv << ", " << h.kv_splits << ", " << h.kv_chunk << ", " << h.max_kv_heads << ", "
+      << h.max_vocab << ", " << h.tile_rows << ", " << h.tile_cols << ", " << h.rope_interleaved << ", " << h.qkv_bias << ", "
+      << h.qk_norm << ", " << h.head_kind << ", " << h.norm_eps << "f, " << h.hidden_width << ", " << h.floats_per_word << ", "
+      << h.weights_per_word << ", " << h.hidden_run << ", " << h.activation_run << ", " << h.logits_run << ", "
+      << h.history_layers;
+  return out.str();
+}
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+}  // namespace
+
+GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& architecture, i64 shared_limit) {
+  const Architecture* arch = nullptr;
+  for (const Architecture& known : kArchitectures)
+    if (architecture == known.name) arch = &known;
+  if (!arch) refuse("no kernel for " + architecture + "; sm_90a (NVIDIA H100, H200) and gfx942 (AMD MI300X) have one");
+  if (type == WeightType::kFloat32) refuse("GPU kernels take bfloat16 and float16 weights, not float32");
+  const Header& h = *plan.header;
+  if (h.floats_per_word != 3 || h.weights_per_word != 6)
+    refuse("the plan was made for CPUs; make it with target=jax_mono.plan.GPU");
+  if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
+
+  const Sizes sizes = sizes_of(plan);
+  i32 slot_chunks = kMostChunks;
+  i64 ring = 0;
+  if (arch->slots) {
+    const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes - 128;
+    slot_chunks = i32(std::min<i64>(kMostChunks, (room / arch->slots - kBarrierBytes) / kChunkBytes));
+    if (slot_chunks < 1)
+      refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves nothing of " +
+             std::to_string(shared_limit) + " to stream weights through; spread it over more devices");
+    ring = (arch->slots * (slot_chunks * kChunkBytes + kBarrierBytes) + 127) / 128 * 128;
+  }
+  if (most_pieces(plan, slot_chunks) > kMaxPieces) refuse("a row of weights is too long for this kernel; spread the model over more devices");
+
+  std::ostringstream out;
+  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/plan.h\"\n\nnamespace mono {\n\n"
+      << "constexpr Header kShape = {" << as_text(h) << "};\n"
+      << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
+      << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
+      << "constexpr u32 kSlots = " << arch->slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
+      << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"
+      << "constexpr i64 kFarBytes = " << sizes.far_bytes << ";\n"
+      << "using Weight = " << (type == WeightType::kBfloat16 ? "bf16" : "f16") << ";\n\n}  // namespace mono\n";
+  GpuShape shape;
+  shape.header = out.str();
+  shape.threads = kStageThreads + arch->pump_threads;
+  shape.shared_bytes = i32(ring + sizes.near_bytes);
+  shape.scratch_words = sizes.far_bytes * h.num_blocks / 8;
+  return shape;
+}
 
 }  // namespace mono

@@ -7,6 +7,8 @@
 
 namespace mono {
 
+constexpr size_t kWordBytes = 16;  // of the exchange memory
+
 struct GpuShape {
   std::string header;  // text of "shape.h", the plan's numbers as constants
   i32 threads;         // of a block

@@ -114,7 +114,6 @@ void Operands::check_shapes() {
     refuse("wrong rank of layers, rope or tokens");
   const i64 local = layers_.dimensions()[0], capacity = rope_.dimensions()[0], room = tokens_.dimensions()[1];
   const i64 top_n = top_ids_.dimensions().size() == 3 ? top_ids_.dimensions()[2] : -1;
-  const i64 scored = mode == kScore ? room : 0;
   const bool wants_logits = mode == kScore && logits_.element_count() > 0;
   expect("layers", layers_, {local, h.num_blocks, h.num_layers, h.layer_words});
   expect("head", head_, {local, h.num_blocks, h.head_words});
@@ -127,7 +126,7 @@ void Operands::check_shapes() {
   expect("floats", floats_, {kFloatWords});
   expect("stops", stops_, {-1});
   expect("history", history_, {-1});
-  expect("forced", forced_, {scored});
+  expect("forced", forced_, {mode == kScore ? room : -1});
   expect("device_index", device_index_, {1});
   expect("logprobs", logprobs_, {local, room});
   expect("top_ids", top_ids_, {local, room, top_n});
@@ -148,10 +147,15 @@ void Operands::check(const SmallOperands& values) const {
   const i64 position = values.ints[kPosition], budget = values.ints[kBudget];
   if (budget < 1 || budget > room_)
     refuse("a budget of " + std::to_string(budget) + " tokens for room for " + std::to_string(room_));
-  if (position < 0 || position + budget > capacity_)
-    refuse("position " + std::to_string(position) + " + budget " + std::to_string(budget) +
-           " is beyond the KV cache's " + std::to_string(capacity_) + " positions");
-  check_tokens(values.history, values.forced, values.ints[kFirstToken]);
+  const i64 num_forced = values.ints[kNumForced], forced_room = i64(forced_.element_count());
+  if (num_forced < 1 || num_forced > forced_room)
+    refuse(std::to_string(num_forced) + " tokens to feed, must be between 1 and " + std::to_string(forced_room));
+  // The token sampled after the last one fed is not fed itself.
+  const i64 steps = attributes_.mode == kScore ? budget : num_forced + budget - 1;
+  if (position < 0 || position + steps > capacity_)
+    refuse("position " + std::to_string(position) + " + " + std::to_string(steps) + " tokens is beyond the KV cache's " +
+           std::to_string(capacity_) + " positions");
+  check_tokens(values.history, values.forced, values.ints[kNumForced]);
   const float* reals = values.floats;
   if (!(reals[kTemperature] >= 0.0f) || !(reals[kTopP] > 0.0f && reals[kTopP] <= 1.0f) ||
       !(reals[kMinP] >= 0.0f && reals[kMinP] <= 1.0f) || !(reals[kRepetitionPenalty] > 0.0f) || values.ints[kTopK] < 0)
@@ -160,18 +164,17 @@ void Operands::check(const SmallOperands& values) const {
   if (local_ == 1 && (index < 0 || index >= devices)) refuse("device index out of range");
 }
 
-void Operands::check_tokens(const i32* history, const i32* forced, i32 first) const {
+void Operands::check_tokens(const i32* history, const i32* forced, i32 num_forced) const {
   const i32 vocab = plan().header->vocab_size;
   auto check = [vocab](i32 token) {
     if (token < 0 || token >= vocab)
       refuse("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(vocab));
   };
-  if (attributes_.mode != kScore) check(first);
   // Padding comes after the last token; a negative entry before it is a token that nobody can have meant.
   size_t length = history_.element_count();
   while (length > 0 && history[length - 1] < 0) --length;
   for (size_t i = 0; i < length; ++i) check(history[i]);
-  for (size_t i = 0; i < forced_.element_count(); ++i) check(forced[i]);
+  for (i32 i = 0; i < num_forced; ++i) check(forced[i]);
 }
 
 Request Operands::request(const SmallOperands& values) const {
@@ -192,11 +195,8 @@ Request Operands::request(const SmallOperands& values) const {
   request.num_stops = i32(stops_.element_count());
   request.history = static_cast<const i32*>(history_.untyped_data());
   request.num_history = i32(history_.element_count());
-  // Generating feeds one token of the request before its own.
-  const bool scoring = request.mode == kScore;
-  request.forced = scoring ? static_cast<const i32*>(forced_.untyped_data())
-                           : static_cast<const i32*>(ints_.untyped_data()) + kFirstToken;
-  request.num_forced = scoring ? i32(forced_.element_count()) : 1;
+  request.forced = static_cast<const i32*>(forced_.untyped_data());
+  request.num_forced = words[kNumForced];
   return request;
 }
 

@@ -27,7 +27,7 @@ struct Attributes {
 };
 
 // Order of the integer and float request words; jax_mono/call.py mirrors it.
-enum IntWord { kPosition, kFirstToken, kBudget, kTopK, kSession, kSeed0, kSeed1, kIntWords };
+enum IntWord { kPosition, kNumForced, kBudget, kTopK, kSession, kSeed0, kSeed1, kIntWords };
 enum FloatWord { kTemperature, kTopP, kMinP, kRepetitionPenalty, kFloatWords };
 
 // The small operands where the host can read them. For a call on the CPU they are the operands themselves.
@@ -62,7 +62,7 @@ class Operands {
   void check_plan() const;
   void check_types() const;
   void check_shapes();
-  void check_tokens(const i32* history, const i32* forced, i32 first) const;
+  void check_tokens(const i32* history, const i32* forced, i32 num_forced) const;
   Request request(const SmallOperands& values) const;
 
   Attributes attributes_;

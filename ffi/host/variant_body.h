@@ -2,7 +2,9 @@
 #include "host/variant.h"
 // Headers of the resident program see only their own namespace.
 #include "kernel/arch/host.h"
+#include "kernel/serial/workspace.h"
 #include "kernel/program.h"
+#include "kernel/serial/ops.h"
 
 namespace mono::MONO_VARIANT {
 
@@ -13,18 +15,33 @@ inline void flush_denormals() {
 #endif
 }
 
+template <class T>
+inline i64 scratch_bytes(const Plan& plan, i32 device, i32 block) {
+  const Scratch<T, Workspace<T>> scratch(plan, device, block, nullptr, nullptr);
+  return scratch.near_bytes + scratch.far_bytes;
+}
+
+template <class T>
+inline void run_typed(const Call& call, i32 block) {
+  char* near = static_cast<char*>(call.scratch);
+  for (i32 b = 0; b < block; ++b) near += scratch_bytes<T>(call.plan, call.device, b);
+  const Scratch<T, Workspace<T>> sizes(call.plan, call.device, block, nullptr, nullptr);
+  BlockState<T> s(call, block, near, near + sizes.near_bytes);
+  run_block(s);
+}
+
 inline void run(const Call& call, i32 block, WeightType type) {
   flush_denormals();
   if (type == WeightType::kFloat32) {
-    run_block<float>(call, block);
+    run_typed<float>(call, block);
   } else {
-    run_block<bf16>(call, block);
+    run_typed<bf16>(call, block);
   }
 }
 
 inline i64 scratch_words(const Plan& plan, i32 device, i32 block, WeightType type) {
-  return type == WeightType::kFloat32 ? Scratch<float>(plan, device, block, nullptr).words
-                                      : Scratch<bf16>(plan, device, block, nullptr).words;
+  return (type == WeightType::kFloat32 ? scratch_bytes<float>(plan, device, block)
+                                       : scratch_bytes<bf16>(plan, device, block)) / 8;
 }
 
 inline u64 read_memory(const void* data, i64 bytes, i32 streams) {

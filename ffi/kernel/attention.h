@@ -2,141 +2,227 @@
 //
 // Item (head, split) of a device handles the positions p with (p / kv_chunk) % kv_splits == split, for ever: it writes
 // them to the KV cache and is the only one to read them. What it publishes is a partial softmax; the O stage joins them.
+// Splits that hold no visible position publish nothing, and nobody waits for them.
 #pragma once
 
-#include "layer.h"
+#include "kernel/layer.h"
 
 namespace mono::MONO_VARIANT {
 
-// Rotates one head in place (Su et al., RoFormer, 2021). table: [head_dim / 2, 2] cosines and sines.
-MONO_DEVICE void rotate(float* head, const float* table, i32 head_dim, bool interleaved) {
-  const i32 half = head_dim / 2;
-  for (i32 i = 0; i < half; ++i) {
-    float& a = interleaved ? head[2 * i] : head[i];
-    float& b = interleaved ? head[2 * i + 1] : head[half + i];
-    float cosine = table[2 * i], sine = table[2 * i + 1], a0 = a, b0 = b;
-    a = a0 * cosine - b0 * sine;
-    b = b0 * cosine + a0 * sine;
+// Words of one query's part: maximum and sum first, then the unnormalised output.
+constexpr i32 kPartHead = words_for(2, kFloatsPerWord);
+MONO_DEVICE i32 part_words(const Header& h) { return kPartHead + words_for(h.head_dim, kFloatsPerWord); }
+
+// Positions that a token attends to, in chunks.
+struct Visible {
+  i32 first, position;        // first to position
+  i32 first_chunk, last_chunk;
+  i32 splits;                 // that hold any of them: first_chunk % kv_splits and those that follow
+
+  MONO_DEVICE Visible(const Header& h, i32 window, i32 at) {
+    position = at;
+    first = window > 0 && at >= window ? at - window + 1 : 0;
+    first_chunk = first / h.kv_chunk;
+    last_chunk = position / h.kv_chunk;
+    splits = last_chunk - first_chunk + 1;
+    if (splits > h.kv_splits) splits = h.kv_splits;
   }
+  // First visible chunk of a split; beyond last_chunk if it has none.
+  MONO_DEVICE i32 first_of(const Header& h, i32 split) const {
+    return first_chunk + (split - first_chunk % h.kv_splits + h.kv_splits) % h.kv_splits;
+  }
+};
+
+// Rotates heads in place (Su et al., RoFormer, 2021). table: [head_dim / 2, 2] cosines and sines.
+template <class T>
+MONO_DEVICE void rotate(const BlockState<T>& s, float* heads, i32 count, const float* table) {
+  const i32 size = s.header.head_dim, half = size / 2;
+  arch::for_each(count * half, [&](i32 k) {
+    const i32 head = k / half, i = k - head * half;
+    float* x = heads + head * size;
+    float& a = s.header.rope_interleaved ? x[2 * i] : x[i];
+    float& b = s.header.rope_interleaved ? x[2 * i + 1] : x[half + i];
+    const float cosine = table[2 * i], sine = table[2 * i + 1], a0 = a, b0 = b;
+    a = arch::rounded<T>(a0 * cosine - b0 * sine);
+    b = arch::rounded<T>(b0 * cosine + a0 * sine);
+  });
 }
 
-// Receives one head of q or k, normalises (where the model does), rotates and rounds it to the weight type.
+// Normalises heads in place (Qwen3).
 template <class T>
-MONO_DEVICE void read_head(BlockState<T>& s, const arch::Word* from, i32 layer, i64 norm, const float* rope, float* out) {
+MONO_DEVICE void norm_heads(BlockState<T>& s, float* heads, i32 count, i64 norm, i32 layer) {
   const i32 size = s.header.head_dim;
-  s.link.read(from, size, kQkvRows, layer, [&](i64 i, float value) { out[i] = value; });
-  if (s.header.qk_norm) {
-    const float* scale = s.constants(norm + i64(layer) * size);
-    float inverse = 1.0f / arch::sqrt(arch::sum_of_squares(out, size) / float(size) + s.header.norm_eps);
-    for (i32 i = 0; i < size; ++i) out[i] = out[i] * inverse * scale[i];
+  const float* scale = s.constants(norm + i64(layer) * size);
+  MONO_ROLLED
+  for (i32 head = 0; head < count; ++head) {
+    float* x = heads + head * size;
+    const float squares = arch::sum_of_squares(x, size);
+    const float inverse = 1.0f / arch::sqrt(squares / float(size) + s.header.norm_eps);
+    arch::for_each(size, [&](i32 i) { x[i] = x[i] * inverse * scale[i]; });
   }
-  rotate(out, rope, size, s.header.rope_interleaved);
-  for (i32 i = 0; i < size; ++i) out[i] = arch::rounded<T>(out[i]);
+  arch::sync();
 }
 
+// A range of rows of one lane, as words of the QKV channel: runs are tiles.
+struct RowWords {
+  i32 first_row, rows, first_tile, words;
+
+  MONO_DEVICE RowWords(i32 first, i32 count) : first_row(first), rows(count) {
+    first_tile = first / arch::kTileRows;
+    words = ((first + count - 1) / arch::kTileRows - first_tile + 1) * kTileWords;
+  }
+  // Hands on the rows of the w-th word that belong to the range: sink(index in the range, value).
+  template <class Sink>
+  MONO_DEVICE void unpack(i32 w, const arch::Word& word, Sink sink) const {
+    const i32 tile = w / kTileWords, at = (w - tile * kTileWords) * kFloatsPerWord;
+    float values[kFloatsPerWord];
+    arch::unpack(word, values);
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 i = (first_tile + tile) * arch::kTileRows + at + k - first_row;
+      if (at + k < arch::kTileRows && i >= 0 && i < rows) sink(i, values[k]);
+    }
+  }
+};
+
+// Receives the queries of one KV head and, for the split that owns the position, its key and value: into scratch.query,
+// normalised (where the model does), rotated and rounded to the weight type.
 template <class T>
-MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, i32 position, i32 head, i32 split) {
+MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head, bool owner) {
   const Header& h = s.header;
-  const i32 size = h.head_dim, group = h.queries_per_kv, chunk = h.kv_chunk;
+  const i32 size = h.head_dim, group = h.queries_per_kv;
   const i32 lane = head / s.heads_per_lane(), in_lane = head - lane * s.heads_per_lane();
   const i32 q_rows = s.heads_per_lane() * group * size, kv_rows = s.heads_per_lane() * size;
-  const arch::Word* rows = s.own_words(s.device.channels.qkv, layer) + i64(lane) * s.device.stages[kQkv].rows;
-  const float* rope = s.call.rope + i64(position) * size;
+  const RowWords queries(in_lane * group * size, group * size), key(q_rows + in_lane * size, size),
+      value(q_rows + kv_rows + in_lane * size, size);
+  const arch::Word* from = s.own_words(s.device.channels.qkv, layer) + i64(lane) * s.device.stages[kQkv].tiles_per_lane * kTileWords;
+  float* const out = s.scratch.query;
+  auto place = [&](i32& w) -> const RowWords& {
+    if (w < queries.words) return queries;
+    w -= queries.words;
+    if (w < key.words) return key;
+    w -= key.words;
+    return value;
+  };
+  s.link.read(
+      queries.words + (owner ? key.words + value.words : 0), kQkvRows, layer,
+      [&](i32 w) {
+        const RowWords& range = place(w);
+        return from + range.first_tile * kTileWords + w;
+      },
+      [&](i32 w, const arch::Word& word) {
+        const RowWords& range = place(w);
+        const i32 offset = &range == &queries ? 0 : &range == &key ? group * size : (group + 1) * size;
+        range.unpack(w, word, [&](i32 i, float x) { out[offset + i] = x; });
+      });
+  arch::sync();
+  if (h.qk_norm) {
+    norm_heads(s, out, group, s.device.constants.q_norm, layer);
+    if (owner) norm_heads(s, out + group * size, 1, s.device.constants.k_norm, layer);
+  }
+  rotate(s, out, owner ? group + 1 : group, s.call.rope + i64(position) * size);
+  arch::sync();
+}
+
+template <class T>
+MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visible, i32 head, i32 split) {
+  const Header& h = s.header;
+  const i32 size = h.head_dim, group = h.queries_per_kv;
+  const bool owner = visible.last_chunk % h.kv_splits == split;
   const i64 cache = (i64(layer) * h.max_kv_heads + head) * s.call.kv_capacity * size;
   T* keys = static_cast<T*>(s.call.k_cache) + cache;
   T* values = static_cast<T*>(s.call.v_cache) + cache;
-
-  for (i32 g = 0; g < group; ++g)
-    read_head(s, rows + (i64(in_lane) * group + g) * size, layer, s.device.constants.q_norm, rope,
-              s.scratch.query + i64(g) * size);
-  if ((position / chunk) % h.kv_splits == split) {
-    float* key = s.scratch.key;
-    float* value = key + size;
-    read_head(s, rows + q_rows + i64(in_lane) * size, layer, s.device.constants.k_norm, rope, key);
-    s.link.read(rows + q_rows + kv_rows + i64(in_lane) * size, size, kQkvRows, layer,
-                [&](i64 i, float v) { value[i] = v; });
-    for (i32 i = 0; i < size; ++i) {
-      arch::from_float(key[i], keys[i64(position) * size + i]);
-      arch::from_float(value[i], values[i64(position) * size + i]);
-    }
+  read_heads(s, layer, visible.position, head, owner);
+  if (owner) {
+    const float* key = s.scratch.query + group * size;
+    arch::for_each(size, [&](i32 i) {
+      arch::from_float(key[i], keys[i64(visible.position) * size + i]);
+      arch::from_float(key[size + i], values[i64(visible.position) * size + i]);
+    });
+    arch::sync();
   }
-
-  const i32 window = s.call.plan.layers[layer].window;
-  const i32 first = window > 0 && position >= window ? position - window + 1 : 0;
-  const float scale = 1.0f / arch::sqrt(float(size));
-  arch::Word* to = s.own_words(s.device.channels.attention, layer) +
-                   (i64(head) * h.kv_splits + split) * group * (size + 2);
+  attend(s, keys, values, visible, split);
+  const i32 words = part_words(h);
+  arch::Word* to = s.own_words(s.device.channels.attention, layer) + (i64(head) * h.kv_splits + split) * group * words;
   const u32 tag = s.link.out_tag(kAttentionParts, layer);
-  constexpr i32 kMaxChunk = 64;
-  for (i32 g = 0; g < group; ++g, to += size + 2) {
-    const float* q = s.scratch.query + i64(g) * size;
-    float* out = s.scratch.parts + i64(g) * size;
-    float maximum = -kInfinity, total = 0.0f;
-    for (i32 i = 0; i < size; ++i) out[i] = 0.0f;
-    for (i32 c = first / chunk; c <= position / chunk; ++c) {
-      if (c % h.kv_splits != split) continue;
-      i32 from = c * chunk > first ? c * chunk : first;
-      i32 until = (c + 1) * chunk < position + 1 ? (c + 1) * chunk : position + 1;
-      float score[kMaxChunk], highest = maximum;
-      for (i32 p = from; p < until; ++p) {
-        float value = scale * arch::dot_head(q, keys + i64(p) * size, size);
-        score[p - from] = value;
-        if (value > highest) highest = value;
-      }
-      if (highest > maximum) {
-        float shrink = exp(maximum - highest);
-        total *= shrink;
-        for (i32 i = 0; i < size; ++i) out[i] *= shrink;
-        maximum = highest;
-      }
-      for (i32 p = from; p < until; ++p) {
-        float weight = exp(score[p - from] - maximum);
-        total += weight;
-        arch::add_scaled(out, weight, values + i64(p) * size, size);
-      }
-    }
-    for (i32 i = 0; i < size; ++i) publish(to + i, tag, out[i]);
-    publish(to + size, tag, maximum);
-    publish(to + size + 1, tag, total);
-  }
+  arch::for_each(group * words, [&](i32 i) {
+    const i32 query = i / words, w = i - query * words;
+    float payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = 0.0f;
+    attention_payload(s, query, w, payload);
+    arch::store_word(to + i, arch::pack(tag, payload));
+  });
+  arch::sync();
 }
 
 template <class T>
 MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
+  const Visible visible(s.header, s.call.plan.layers[layer].window, position);
   const Span& run = s.share.attention;
-  for (i32 item = run.first; item < run.first + run.count; ++item)
-    attention_item(s, layer, position, item / s.header.kv_splits, item % s.header.kv_splits);
+  MONO_ROLLED
+  for (i32 item = run.first; item < run.first + run.count; ++item) {
+    const i32 head = item / s.header.kv_splits, split = item - head * s.header.kv_splits;
+    if (visible.first_of(s.header, split) <= visible.last_chunk) attention_item(s, layer, visible, head, split);
+  }
 }
 
 // Joins the splits' partial softmaxes of all heads into the O product's input, then multiplies.
 template <class T>
-MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer) {
+MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   const Header& h = s.header;
-  const i32 size = h.head_dim, group = h.queries_per_kv, splits = h.kv_splits, width = s.device.stages[kO].width;
-  const i32 queries = s.heads_per_lane() * group;  // per lane
+  const Visible visible(h, s.call.plan.layers[layer].window, position);
+  const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
+  const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);
   const arch::Word* from = s.own_words(s.device.channels.attention, layer);
-  for (i32 lane = 0; lane < s.lanes(); ++lane) {
-    T* out = s.scratch.activations + i64(lane) * width;
-    for (i32 q = 0; q < queries; ++q) {
-      const i32 query = lane * queries + q;
-      auto part = [&](i32 split) { return from + ((i64(query / group) * splits + split) * group + query % group) * (size + 2); };
-      auto value = [&](i32 split, i32 i) { return arch::bits_float(s.link.wait(part(split) + i, kAttentionParts, layer)); };
-      float maximum = -kInfinity, total = 0.0f;
-      for (i32 split = 0; split < splits; ++split) {
-        float m = value(split, size);
-        if (m > maximum) maximum = m;
-      }
-      float* joined = s.scratch.parts;
-      for (i32 i = 0; i < size; ++i) joined[i] = 0.0f;
-      for (i32 split = 0; split < splits; ++split) {
-        float weight = exp(value(split, size) - maximum);
-        total += weight * value(split, size + 1);
-        for (i32 i = 0; i < size; ++i) joined[i] += weight * value(split, i);
-      }
-      for (i32 i = 0; i < size; ++i) arch::from_float(joined[i] / total, out[i64(q) * size + i]);
+  auto part = [&](i32 query, i32 k) {
+    const i32 split = (visible.first_chunk + k) % h.kv_splits;
+    return from + ((i64(query / group) * h.kv_splits + split) * group + query % group) * words;
+  };
+  float* joins = s.scratch.work.joins;  // [queries, splits, 2]
+  s.link.read(
+      queries * splits * kPartHead, kAttentionParts, layer,
+      [&](i32 i) { return part(i / kPartHead / splits, i / kPartHead % splits) + i % kPartHead; },
+      [&](i32 i, const arch::Word& word) {
+        float values[kFloatsPerWord];
+        arch::unpack(word, values);
+        const i32 first = i % kPartHead * kFloatsPerWord;
+        for (i32 k = 0; k < kFloatsPerWord && first + k < 2; ++k) joins[i / kPartHead * 2 + first + k] = values[k];
+      });
+  arch::sync();
+  arch::for_each(queries, [&](i32 query) {
+    float* of = joins + query * splits * 2;
+    float maximum = -kInfinity, total = 0.0f;
+    MONO_ROLLED
+    for (i32 k = 0; k < splits; ++k) maximum = of[2 * k] > maximum ? of[2 * k] : maximum;
+    MONO_ROLLED
+    for (i32 k = 0; k < splits; ++k) {
+      of[2 * k] = exp(of[2 * k] - maximum);
+      total += of[2 * k] * of[2 * k + 1];
     }
-    pad_activations(out, queries * size, width);
-  }
+    MONO_ROLLED
+    for (i32 k = 0; k < splits; ++k) of[2 * k] /= total;
+  });
+  arch::sync();
+  const i32 outputs = words - kPartHead;
+  arch::for_each(queries * outputs, [&](i32 i) {
+    s.link.pump.step();
+    const i32 query = i / outputs, w = i - query * outputs, lane = query / per_lane;
+    float joined[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) joined[k] = 0.0f;
+    MONO_ROLLED
+    for (i32 k = 0; k < splits; ++k) {
+      const arch::Word* at = part(query, k) + kPartHead + w;
+      float values[kFloatsPerWord];
+      arch::unpack(s.link.wait(at, kAttentionParts, layer), values);
+      for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * splits + k) * 2] * values[j];
+    }
+    T* out = s.scratch.activations + i64(lane) * width + i64(query - lane * per_lane) * size;
+    for (i32 j = 0; j < kFloatsPerWord && w * kFloatsPerWord + j < size; ++j)
+      arch::from_float(joined[j], out[w * kFloatsPerWord + j]);
+  });
+  MONO_ROLLED
+  for (i32 lane = 0; lane < s.lanes(); ++lane)
+    pad_activations(s.scratch.activations + i64(lane) * width, per_lane * size, width);
+  arch::sync();
   row_product(s, kO, layer, kAttention);
 }
 

@@ -1,119 +1,118 @@
 // One block: its share of the plan, its private memory, and addresses of everything it touches.
+//
+// A block is one thread on a CPU and many on a GPU. Stage code is written for many: every thread runs it, arch::for_each
+// deals out the items, arch::sync() stands between writing near memory and reading what other threads wrote. With one
+// thread both are nothing. The family (serial or simt) supplies the loops that are worth writing twice:
+//
+//   product(s, stage, layer, out, part_stride)            a block's tiles of one stage
+//   norm_words / norm_embedding(s, ...)                   RMSNorm of a vector as it arrives
+//   lane_inverses(s, ...)                                 1 / RMS of whole lanes
+//   attend(s, keys, values, ...), attention_payload(...)  softmax(q K) V over the positions of one split
+//   prepare(work, device)                                 sets up the family's own memory
 #pragma once
 
-#include "handoff.h"
-#include "maths.h"
+#include "kernel/handoff.h"
+#include "kernel/maths.h"
+#include "kernel/scratch.h"
 
 namespace mono::MONO_VARIANT {
-
-// Private memory of a block in 8-byte words: residuals, histories and activations that only it reads and writes.
-// Carved in one place, so that the size and the addresses cannot disagree.
-template <class T>
-struct Scratch {
-  float* x;         // [lanes, hidden] residual stream as last received
-  T* activations;   // [lanes, width] input of the product at hand, zero-padded to whole chunks
-  float* residual;  // [lanes, rows] own rows of the residual stream
-  float* history;   // [layers, modules, lanes, rows] module outputs of own rows, this token
-  float* query;     // [queries_per_kv, head_dim]
-  float* parts;     // [queries_per_kv, head_dim] unnormalised attention output
-  float* key;       // [head_dim], then value [head_dim]
-  float* logits;    // [head rows] of this block; later, in block 0, [vocab]
-  float* scores;    // [vocab] block 0: penalised and scaled logits
-  u32* seen;        // [vocab / 32] bit per token that the repetition penalty applies to
-  i64 words;
-
-  Scratch(const Plan& plan, i32 device, i32 block, u64* base) {
-    const Header& h = *plan.header;
-    const Device& d = plan.devices[device];
-    const Block& b = plan.block(device, block);
-    i64 lanes = d.lanes.count, rows = i64(b.hidden.count) * h.tile_rows, group = h.queries_per_kv;
-    i64 width = h.hidden_width;
-    if (d.stages[kO].width > width) width = d.stages[kO].width;
-    if (d.stages[kDown].width > width) width = d.stages[kDown].width;
-    words = 0;
-    carve(base, x, lanes * h.hidden_size);
-    carve(base, activations, lanes * width);
-    carve(base, residual, lanes * rows);
-    carve(base, history, i64(h.num_layers) * kModules * lanes * rows);
-    carve(base, query, group * h.head_dim);
-    carve(base, parts, group * h.head_dim);
-    carve(base, key, 2 * h.head_dim);
-    i64 head_rows = i64(b.shares[kHead].count) * h.tile_rows;
-    carve(base, logits, block == 0 && h.vocab_size > head_rows ? h.vocab_size : head_rows);
-    carve(base, scores, block == 0 ? i64(h.vocab_size) : 0);
-    carve(base, seen, (i64(h.vocab_size) + 31) / 32);
-  }
-
- private:
-  // Every array starts on its own cache line, so that blocks never share one.
-  template <class U>
-  void carve(u64* base, U*& out, i64 count) {
-    out = reinterpret_cast<U*>(base + words);
-    words += (count * i64(sizeof(U)) + 63) / 64 * 8;
-  }
-};
 
 template <class T>
 struct BlockState {
   const Call& call;
   const Header& header;
+  const i32 device_index, block_index;
+  Scratch<T, Workspace<T>> scratch;
   const Device& device;
   const Block& share;
-  const i32 device_index, block_index;
-  Scratch<T> scratch;
   Link link;
   i32 first_row, rows;  // own hidden rows
 
-  BlockState(const Call& c, i32 block)
+  MONO_DEVICE BlockState(const Call& c, i32 block, void* near, void* far)
       : call(c),
-        header(*c.plan.header),
-        device(c.plan.devices[c.device]),
-        share(c.plan.block(c.device, block)),
+        header(shape_of(c.plan)),
         device_index(c.device),
         block_index(block),
-        scratch(c.plan, c.device, block, c.scratch),
-        link{c.control, c.device, block, c.control->places + c.device * c.plan.header->num_blocks + block} {
-    u64* base = c.scratch;
-    for (i32 b = 0; b < block; ++b) base += Scratch<T>(c.plan, c.device, b, nullptr).words;
-    scratch = Scratch<T>(c.plan, c.device, block, base);
-    first_row = share.hidden.first * header.tile_rows;
-    rows = share.hidden.count * header.tile_rows;
+        scratch(c.plan, c.device, block, near, far),
+        device(*scratch.device),
+        share(*scratch.share),
+        link{c.control, c.device, block, c.control->places + c.device * header.num_blocks + block} {
+    if (arch::thread() == 0) {
+      *scratch.device = c.plan.devices[c.device];
+      *scratch.share = c.plan.block(c.device, block);
+    }
+    arch::sync();
+    prepare(scratch.work, device);
+    arch::sync();
+    first_row = share.hidden.first * arch::kTileRows;
+    rows = share.hidden.count * arch::kTileRows;
     if (first_row + rows > header.hidden_size) rows = header.hidden_size - first_row;
   }
 
-  i32 lanes() const { return device.lanes.count; }
-  i32 heads_per_lane() const { return device.kv_heads.count / device.lanes.count; }
-  i32 row_capacity() const { return share.hidden.count * header.tile_rows; }
-  float* history(i32 layer, i32 module, i32 lane) const {
-    return scratch.history + ((i64(layer) * kModules + module) * lanes() + lane) * row_capacity();
+  // Of this device. From the header, which is a constant where the program is compiled for one model.
+  MONO_DEVICE i32 lanes() const { return header.num_lanes > 1 ? header.num_lanes / header.num_devices : 1; }
+  MONO_DEVICE i32 heads_per_lane() const { return device.kv_heads.count / lanes(); }
+  MONO_DEVICE i32 row_capacity() const { return share.hidden.count * arch::kTileRows; }
+  MONO_DEVICE float* history(i32 layer, i32 module, i32 lane) const {
+    return scratch.history + ((layer % header.history_layers * kModules + module) * lanes() + lane) * row_capacity();
   }
-  float* residual(i32 lane) const { return scratch.residual + lane * row_capacity(); }
+  MONO_DEVICE float* residual(i32 lane) const { return scratch.residual + lane * row_capacity(); }
 
   // First word of a per-layer channel on some device.
-  arch::Word* words(i32 on_device, i64 channel, i32 layer) const {
-    const Channels& channels = call.plan.devices[on_device].channels;
-    return call.exchange[on_device] + channel + channels.layer_stride * layer;
+  MONO_DEVICE arch::Word* words(i32 on_device, i64 channel, i32 layer) const {
+    const Channels& channels = on_device == device_index ? device.channels : call.plan.devices[on_device].channels;
+    return exchange(on_device) + channel + channels.layer_stride * layer;
   }
-  arch::Word* own_words(i64 channel, i32 layer) const { return words(device_index, channel, layer); }
+  MONO_DEVICE arch::Word* own_words(i64 channel, i32 layer) const { return words(device_index, channel, layer); }
+  // First word of a once-per-token channel.
+  MONO_DEVICE arch::Word* exchange(i32 on_device) const { return static_cast<arch::Word*>(call.exchange[on_device]); }
   // First word of a two-copy channel; `length` is that of one copy.
-  arch::Word* turn_words(i32 on_device, i64 channel, i64 length) const {
-    return call.exchange[on_device] + channel + (link.tag & 1) * length;
+  MONO_DEVICE arch::Word* turn_words(i32 on_device, i64 channel, i64 length) const {
+    return exchange(on_device) + channel + (link.tag & 1) * length;
   }
 
-  const T* tape(StageIndex stage, i32 layer) const {
+  MONO_DEVICE const T* tape(StageIndex stage, i32 layer) const {
     const T* base = stage == kHead
                         ? static_cast<const T*>(call.head) + header.head_words * block_index
                         : static_cast<const T*>(call.layers) +
                               (i64(block_index) * header.num_layers + layer) * header.layer_words;
     return base + share.offsets[stage];
   }
-  const float* constants(i64 offset) const { return call.constants + offset; }
+  MONO_DEVICE const float* constants(i64 offset) const { return call.constants + offset; }
 };
 
-// Writes a lane's activations, rounded to the weight type and zero-padded to whole chunks.
+// Where a block's hidden rows start, and how many it has; the same on every device. Words of a run of hidden rows, with
+// the block they belong to: even_counts in jax_mono/plan.py.
+struct HiddenRun {
+  i32 first, count;
+
+  MONO_DEVICE HiddenRun(const Header& h, i32 block) {
+    const i32 tiles = (h.hidden_size + h.tile_rows - 1) / h.tile_rows;
+    const i32 each = tiles / h.num_blocks, more = tiles % h.num_blocks;
+    first = (block * each + (block < more ? block : more)) * h.tile_rows;
+    count = (each + (block < more)) * h.tile_rows;
+    if (first + count > h.hidden_size) count = h.hidden_size - first;
+  }
+};
+
+// Of a vector over the hidden size, published in runs: the values of its w-th word.
+struct HiddenWord {
+  i32 first, count;  // hidden rows
+
+  MONO_DEVICE HiddenWord(const Header& h, i32 w) {
+    const i32 block = w / h.hidden_run, at = (w - block * h.hidden_run) * kFloatsPerWord;
+    const HiddenRun run(h, block);
+    first = run.first + at;
+    count = run.count - at;
+    if (count > kFloatsPerWord) count = kFloatsPerWord;
+  }
+};
+MONO_DEVICE i32 hidden_words(const Header& h) { return h.num_blocks * h.hidden_run; }
+
+// Writes zeros behind a lane's activations, up to whole chunks.
 template <class T>
 MONO_DEVICE void pad_activations(T* out, i32 count, i32 width) {
-  for (i32 i = count; i < width; ++i) arch::from_float(0.0f, out[i]);
+  arch::for_each(width - count, [&](i32 i) { arch::from_float(0.0f, out[count + i]); });
 }
 
 }  // namespace mono::MONO_VARIANT

@@ -1,7 +1,7 @@
 // One call of the resident program: what the host hands to the blocks of a device.
 #pragma once
 
-#include "plan.h"
+#include "kernel/plan.h"
 
 namespace mono {
 
@@ -31,18 +31,18 @@ enum Channel : i32 {
 // What to generate, or what to score. Arrays belong to the caller.
 struct Request {
   Mode mode;
-  i32 position;     // of the first token fed
-  i32 first_token;  // first token fed; scoring feeds forced[] instead
-  i32 budget;       // steps at most
-  i32 top_k;        // 0: all
-  i32 top_n;        // alternatives to report per token
+  i32 position;  // of the first token fed
+  i32 budget;    // steps at most
+  i32 top_k;     // 0: all
+  i32 top_n;     // alternatives to report per token
   float temperature, top_p, min_p, repetition_penalty;
   u32 seed[2];
   const i32* stops;  // tokens that end the generation; negative entries are padding
   i32 num_stops;
   const i32* history;  // tokens that the repetition penalty has seen; negative entries are padding
   i32 num_history;
-  const i32* forced;  // scoring: the tokens to feed
+  const i32* forced;  // the tokens to feed: the prompt's last ones, or all that are scored
+  i32 num_forced;     // at least 1
 };
 
 // Where a device's blocks write; every device writes the same tokens.
@@ -57,7 +57,7 @@ struct Outputs {
 
 // A conversation with the host while the call runs. The host side lives in ffi/host/session.h.
 struct Session {
-  i64 deadline;  // nanoseconds on the monotonic clock, 0 for none
+  i64 deadline;  // nanoseconds on the host's monotonic clock, 0 for none
   i32 cancel;    // set by the host
   i32 capacity;  // of the arrays below
   i32 produced;  // tokens readable; released after the token is written
@@ -101,8 +101,9 @@ struct Call {
   const float* rope = nullptr;  // [kv_capacity, head_dim / 2, 2] cosines and sines
   void* k_cache = nullptr;      // [layers, max_kv_heads, kv_capacity, head_dim]
   void* v_cache = nullptr;
-  u64* exchange[kMaxDevices] = {};  // exchange memory of every device; [device] is the own one
-  u64* scratch = nullptr;                // of this device's blocks, scratch_words(...) each
+  void* exchange[kMaxDevices] = {};  // exchange memory of every device; [device] is the own one
+  void* scratch = nullptr;           // of this device's blocks, one after the other
+  i64 time_left = 0;                 // nanoseconds to the deadline when the call starts, 0 for none
   Control* control = nullptr;
   Session* session = nullptr;  // may be null
   Request request = {};

@@ -1,10 +1,13 @@
 // Hand-offs: how a value computed by one block reaches the blocks that need it.
 //
-// Contract. A published value is one 64-bit word: the payload in the lower half, a tag in the upper half. Words are
-// stored and loaded whole (relaxed atomics). The tag of a call's n-th token is n + 1, and exchange memory is zero when
-// a call starts. A reader polls the word itself until the tag is the one of the token it works on; then the payload is
-// the one that belongs to it, because both halves travelled together. No other memory is handed over, so nothing needs
-// to be ordered: there are no fences, counters or barriers.
+// Contract. What is published is a word: a payload of one or several values, and a tag. Words are stored and loaded whole
+// (relaxed atomics; arch::Word is as wide as the target moves at once). The tag of a call's n-th token is n + 1, and
+// exchange memory is zero when a call starts. A reader polls the word itself until the tag is the one of the token it works
+// on; then the payload is the one that belongs to it, because both travelled together. No other memory is handed over, so
+// nothing needs to be ordered: there are no fences, counters or barriers between blocks.
+//
+// Runs. A block publishes its values of a channel as one run of consecutive words. Every run of a channel has room for the
+// same number of words, and a block publishes all of them, so where a word stands does not depend on who wrote it.
 //
 // Proof that no word is overwritten before it was read. Each word has exactly one writing block (jax_mono/handoffs.py,
 // tested) and is written at most once per token, because every layer has channels of its own. Summaries, logits and the
@@ -16,6 +19,8 @@
 //     summary of n, so R has read the word.
 //   - Two copies: let W write a word for token n + 2 that R reads for token n. W has started n + 2, so R has published its
 //     summary of n + 1, so R has left token n, so R has read the word.
+// Where a block is many threads, "after" holds for all of them: a barrier of the block stands between the reads and the
+// summary, and between the summaries and the next token.
 //
 // KV cache, residuals and histories are not handed over: the block that writes a part is the only one that reads it.
 //
@@ -23,14 +28,20 @@
 // block notes where it waited, and all leave the token loop.
 #pragma once
 
-#include "call.h"
+#include "kernel/call.h"
 
 namespace mono::MONO_VARIANT {
 
-constexpr int kSpins = 256;          // polls before the clock is looked at and the core is offered to others
 constexpr u32 kLostTag = 0xffffffffu;  // never awaited: budgets are 31-bit
+constexpr i32 kFloatsPerWord = arch::kFloatsPerWord;
+template <class T>
+constexpr i32 kWeightsPerWord = arch::kWeightsPerWord<T>;
 
-// One block's end of all hand-offs during one token.
+// Words that hold `values` values.
+MONO_DEVICE constexpr i32 words_for(i32 values, i32 per_word) { return (values + per_word - 1) / per_word; }
+constexpr i32 kTileWords = (arch::kTileRows + kFloatsPerWord - 1) / kFloatsPerWord;  // of a tile's rows
+
+// One block's (on a GPU: one thread's) end of all hand-offs during one token.
 struct Link {
   Control* control;
   i32 device, block;
@@ -40,51 +51,75 @@ struct Link {
   bool failed = false;
 
   // Tag for words published now; wrong on purpose where a test asked to lose this hand-off.
-  u32 out_tag(Channel channel, i32 layer) const {
+  MONO_DEVICE u32 out_tag(Channel channel, i32 layer) const {
     bool lost = control->lost_device == device && control->lost_block == block && control->lost_layer == layer &&
                 control->lost_channel == channel;
     return lost ? kLostTag : tag;
   }
 
-  // Waits for one word of this token and returns its payload; 0 once the call has failed.
-  MONO_DEVICE u32 wait(const arch::Word* at, Channel channel, i32 layer) {
-    arch::Word word = arch::load_word(at);
-    if (u32(word >> 32) == tag) return u32(word);
-    return failed ? 0 : wait_long(at, channel, layer);
+  // Waits for one word of this token; an empty word once the call has failed.
+  MONO_DEVICE arch::Word wait(const arch::Word* at, Channel channel, i32 layer) {
+    return confirm(arch::load_word(at), at, channel, layer);
+  }
+  // The same for a word that was loaded already.
+  MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
+    if (arch::tag_of(word) == tag) return word;
+    return failed ? arch::Word{} : wait_long(at, channel, layer);
   }
 
-  // Waits for `count` consecutive words and passes payloads on as floats: sink(index, value).
-  template <class Sink>
-  MONO_DEVICE void read(const arch::Word* at, i64 count, Channel channel, i32 layer, Sink sink) {
-    for (i64 i = 0; i < count; ++i) {
-      if (i % 8 == 0) pump.step();
-      sink(i, arch::bits_float(wait(at + i, channel, layer)));
+  // Waits for `count` words, at(i) is the address of the i-th, and hands them on: sink(i, word). The threads of the block
+  // share the words; a thread asks for several at once, because each takes a round trip.
+  template <class At, class Sink>
+  MONO_DEVICE void read(i32 count, Channel channel, i32 layer, At at, Sink sink) {
+    constexpr i32 kBatch = arch::kWordsInFlight;
+    MONO_ROLLED
+    for (i32 base = arch::thread(); base < count; base += kBatch * arch::kThreads) {
+      arch::Word words[kBatch];
+      for (i32 k = 0; k < kBatch; ++k) {
+        const i32 i = base + k * arch::kThreads;
+        if (i < count) words[k] = arch::load_word(at(i));
+      }
+      for (i32 k = 0; k < kBatch; ++k) {
+        const i32 i = base + k * arch::kThreads;
+        if (i < count) sink(i, confirm(words[k], at(i), channel, layer));
+      }
+      pump.step();
     }
   }
 
  private:
-  u32 wait_long(const arch::Word* at, Channel channel, i32 layer) {
-    i64 start = arch::nanoseconds();
+  MONO_DEVICE arch::Word wait_long(const arch::Word* at, Channel channel, i32 layer) {
+    const i64 start = arch::nanoseconds();
+    MONO_ROLLED
     for (;;) {
-      for (int spin = 0; spin < kSpins; ++spin) {
-        arch::Word word = arch::load_word(at);
-        if (u32(word >> 32) == tag) return u32(word);
+      MONO_ROLLED
+      for (int spin = 0; spin < arch::kSpins; ++spin) {
+        const arch::Word word = arch::load_word(at);
+        if (arch::tag_of(word) == tag) return word;
         if (!pump.step()) arch::pause();
       }
       if (arch::load_acquire(&control->aborted)) break;
       if (arch::nanoseconds() - start > control->wait_limit) break;
       arch::yield();
     }
-    arch::store_word(place, Place(tag, layer, channel).key);
+    arch::store_place(place, Place(tag, layer, channel).key);
     arch::store_release(&control->aborted, 1);
     failed = true;
-    return 0;
+    return {};
   }
 };
 
-MONO_DEVICE arch::Word make_word(u32 tag, u32 payload) { return (arch::Word(tag) << 32) | payload; }
-MONO_DEVICE void publish(arch::Word* at, u32 tag, float value) {
-  arch::store_word(at, make_word(tag, arch::float_bits(value)));
+// Publishes `count` floats as a run of `words` words; value(i) is the i-th.
+template <class Value>
+MONO_DEVICE void publish_run(arch::Word* to, i32 words, u32 tag, i32 count, Value value) {
+  arch::for_each(words, [&](i32 w) {
+    float payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 i = w * kFloatsPerWord + k;
+      payload[k] = i < count ? value(i) : 0.0f;
+    }
+    arch::store_word(to + w, arch::pack(tag, payload));
+  });
 }
 
 }  // namespace mono::MONO_VARIANT

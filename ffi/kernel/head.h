@@ -1,87 +1,88 @@
 // From the last residual stream to this block's logits.
 #pragma once
 
-#include "layer.h"
+#include "kernel/layer.h"
 
 namespace mono::MONO_VARIANT {
 
-// Adds the lanes (normalised first, or not) of all devices: own rows are summed here, peers' sums arrive in the inbox,
-// and every block receives the whole vector into scratch.x of lane 0.
+// Adds the lanes (normalised first, or not) of all devices: own rows are summed here, peers' sums arrive in the inbox, and
+// the sums of all rows are published as final_sum.
 template <class T>
 MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   const Channels& channels = s.device.channels;
-  const i32 hidden = s.header.hidden_size, devices = s.header.num_devices;
+  const Header& h = s.header;
   const float* scale = s.constants(s.device.constants.final_norm);
-  float inverse[kMaxLanes], parts[kMaxDevices > kMaxLanes ? kMaxDevices : kMaxLanes][1];
-  for (i32 lane = 0; lane < s.lanes() && normalise; ++lane)
-    inverse[lane] = inverse_rms(s, s.scratch.x + i64(lane) * hidden);
+  float inverse[kMaxLanes];
+  arch::sync();  // other threads wrote the residuals
+  if (normalise) lane_inverses(s, s.own_words(channels.residual[kMlp], h.num_layers - 1), h.num_layers - 1, inverse);
 
-  float* own = s.history(0, kMlp, 0);  // free by now: nothing of this token reads it again
-  u32 tag = s.link.out_tag(kFinalInbox, 0);
-  for (i32 r = 0; r < s.rows; ++r) {
-    const i32 row = s.first_row + r;
+  auto own = [&](i32 row) {
+    float parts[kMaxLanes];
+    MONO_UNROLLED
     for (i32 lane = 0; lane < s.lanes(); ++lane) {
-      float x = s.scratch.x[i64(lane) * hidden + row];
-      parts[lane][0] = normalise ? x * inverse[lane] * scale[row] : x;
+      const float x = s.residual(lane)[row];
+      parts[lane] = normalise ? x * inverse[lane] * scale[s.first_row + row] : x;
     }
-    tree_sum(parts, s.lanes());
-    own[r] = parts[0][0];
-    for (i32 peer = 0; peer < devices; ++peer) {
-      if (peer == s.device_index) continue;
-      arch::Word* to = s.call.exchange[peer] + s.call.plan.devices[peer].channels.final_inbox;
-      publish(to + i64(s.device_index) * hidden + row, tag, own[r]);
-    }
+    return tree_sum(parts, s.lanes());
+  };
+  const i64 run = i64(s.block_index) * h.hidden_run, stride = hidden_words(h);
+  u32 tag = s.link.out_tag(kFinalInbox, 0);
+  for (i32 peer = 0; peer < h.num_devices; ++peer) {
+    if (peer == s.device_index) continue;
+    arch::Word* to = s.exchange(peer) + s.call.plan.devices[peer].channels.final_inbox;
+    publish_run(to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
   }
-  const arch::Word* from = s.call.exchange[s.device_index] + channels.final_inbox;
-  arch::Word* to = s.call.exchange[s.device_index] + channels.final_sum;
+  const arch::Word* from = s.exchange(s.device_index) + channels.final_inbox + run;
+  arch::Word* to = s.exchange(s.device_index) + channels.final_sum + run;
   tag = s.link.out_tag(kFinalSum, 0);
-  const float factor = normalise ? 1.0f / float(s.header.num_lanes) : 1.0f;
-  for (i32 r = 0; r < s.rows; ++r) {
-    const i32 row = s.first_row + r;
-    for (i32 peer = 0; peer < devices; ++peer)
-      parts[peer][0] = peer == s.device_index
-                        ? own[r]
-                        : arch::bits_float(s.link.wait(from + i64(peer) * hidden + row, kFinalInbox, 0));
-    tree_sum(parts, devices);
-    publish(to + row, tag, parts[0][0] * factor);
-  }
-  s.link.read(to, hidden, kFinalSum, 0, [&](i64 i, float value) { s.scratch.x[i] = value; });
-}
-
-// Leaves the logits of the block's own vocabulary rows in scratch.logits, tile by tile.
-template <class T>
-MONO_DEVICE void head_stage(BlockState<T>& s) {
-  const i64 norm = s.device.constants.final_norm;
-  switch (s.header.head_kind) {
-    case kMeanOfNorms:
-      sum_lanes(s, true);
-      for (i32 i = 0; i < s.header.hidden_size; ++i) arch::from_float(s.scratch.x[i], s.scratch.activations[i]);
-      pad_activations(s.scratch.activations, s.header.hidden_size, s.header.hidden_width);
-      break;
-    case kNormOfSum:
-      sum_lanes(s, false);
-      norm_to_activations(s, 1, norm);
-      break;
-    default:  // dense: one lane; per_lane: each lane has its own rows
-      norm_to_activations(s, s.lanes(), norm);
-  }
-  float* logits = s.scratch.logits;
-  column_product(s, kHead, 0, [&](i32, i32, const float* out) {
-    for (i32 r = 0; r < arch::kTileRows; ++r) *logits++ = out[r];
+  const float factor = normalise ? 1.0f / float(h.num_lanes) : 1.0f;
+  arch::for_each(h.hidden_run, [&](i32 w) {
+    float parts[kFloatsPerWord][kMaxDevices], payload[kFloatsPerWord];
+    MONO_UNROLLED
+    for (i32 peer = 0; peer < h.num_devices; ++peer) {
+      float values[kFloatsPerWord];
+      if (peer != s.device_index) arch::unpack(s.link.wait(from + peer * stride + w, kFinalInbox, 0), values);
+      for (i32 k = 0; k < kFloatsPerWord; ++k) {
+        const i32 row = w * kFloatsPerWord + k;
+        if (peer == s.device_index) values[k] = row < s.rows ? own(row) : 0.0f;
+        parts[k][peer] = values[k];
+      }
+    }
+    for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = tree_sum(parts[k], h.num_devices) * factor;
+    arch::store_word(to + w, arch::pack(tag, payload));
   });
 }
 
-// Calls body(token, logit) for every vocabulary row of this block.
+// Leaves the logits of the block's own vocabulary rows in scratch.rows.
+template <class T>
+MONO_DEVICE void head_stage(BlockState<T>& s) {
+  const i64 norm = s.device.constants.final_norm;
+  if (s.header.head_kind == kMeanOfNorms || s.header.head_kind == kNormOfSum) {
+    const bool normalised = s.header.head_kind == kMeanOfNorms;
+    sum_lanes(s, normalised);
+    const arch::Word* sums = s.exchange(s.device_index) + s.device.channels.final_sum;
+    norm_words(s, sums, 1, kFinalSum, 0, normalised ? nullptr : s.constants(norm));
+  } else {  // dense: one lane; per_lane: each lane has its own rows
+    norm_input(s, kHead, norm, Input{-1, s.header.num_layers - 1, kMlp});
+  }
+  column_product(s, kHead, 0);
+}
+
+// Of a block's head rows: the token of the i-th, or -1 where a tile is padded.
+MONO_DEVICE i32 token_of(const Device& device, const Block& block, i32 i) {
+  const Stage& stage = device.stages[kHead];
+  const i32 tile = block.shares[kHead].first + i / arch::kTileRows, lane = tile / stage.tiles_per_lane;
+  const i32 row = (tile - lane * stage.tiles_per_lane) * arch::kTileRows + i % arch::kTileRows;
+  return row < stage.rows ? device.vocab.first + lane * stage.rows + row : -1;
+}
+
+// Calls body(token, logit) for every vocabulary row of this block; the block's threads share the rows.
 template <class T, class Body>
 MONO_DEVICE void for_own_logits(const BlockState<T>& s, Body body) {
-  const Stage& stage = s.device.stages[kHead];
-  const Span& run = s.share.shares[kHead];
-  for (i32 t = run.first; t < run.first + run.count; ++t) {
-    const i32 lane = t / stage.tiles_per_lane, first = (t - lane * stage.tiles_per_lane) * arch::kTileRows;
-    const float* logits = s.scratch.logits + i64(t - run.first) * arch::kTileRows;
-    for (i32 r = 0; r < arch::kTileRows && first + r < stage.rows; ++r)
-      body(s.device.vocab.first + lane * stage.rows + first + r, logits[r]);
-  }
+  arch::for_each(s.share.shares[kHead].count * arch::kTileRows, [&](i32 i) {
+    const i32 token = token_of(s.device, s.share, i);
+    if (token >= 0) body(token, s.scratch.rows[i]);
+  });
 }
 
 }  // namespace mono::MONO_VARIANT

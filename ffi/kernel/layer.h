@@ -1,149 +1,115 @@
 // The stages of one layer, in the order of a token: QKV, attention (attention.h), O, up and gate, down.
 #pragma once
 
-#include "block.h"
+#include "kernel/block.h"
 
 namespace mono::MONO_VARIANT {
 
-// The product after `index` of `layer`, where the pump fetches next: the next layer's after the last of a layer, the head
-// after the last layer, the first layer of the next token after the head.
-template <class T>
-MONO_DEVICE void aim_pump(BlockState<T>& s, StageIndex index, i32 layer) {
-  StageIndex next = StageIndex(index + 1);
-  if (index == kHead) {
-    next = kQkv;
-    layer = 0;
-  } else if (index == kDown && layer + 1 < s.header.num_layers) {
-    next = kQkv;
-    ++layer;
-  }
-  const i64 words = s.share.shares[next].count * s.device.stages[next].tile_words;
-  s.link.pump.aim(s.tape(next, layer), words * i64(sizeof(T)));
-}
+MONO_DEVICE Channel residual_channel(i32 module) { return module == kAttention ? kAttentionResidual : kMlpResidual; }
+MONO_DEVICE Channel inbox_channel(i32 module) { return module == kAttention ? kAttentionInbox : kMlpInbox; }
 
-// Runs a block's tiles of a column parallel stage. done(lane, row, value) gets every row, `row` counted per lane.
-template <class T, class Done>
-MONO_DEVICE void column_product(BlockState<T>& s, StageIndex index, i32 layer, Done done) {
-  const Stage& stage = s.device.stages[index];
-  const Span& run = s.share.shares[index];
-  const T* tile = s.tape(index, layer);
-  float out[arch::kTileRows];
-  for (i32 t = run.first; t < run.first + run.count; ++t, tile += stage.tile_words) {
-    i32 lane = t / stage.tiles_per_lane, first = (t - lane * stage.tiles_per_lane) * arch::kTileRows;
-    arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, stage.width / arch::kTileCols, out);
-    done(lane, first, out);
-  }
-  aim_pump(s, index, layer);
-}
+// Where a product's input comes from: a token's embedding, or the residual stream after a module of a layer.
+struct Input {
+  i32 token;  // >= 0: its embedding
+  i32 layer, module;
+};
 
-// Runs a block's tiles of a row parallel stage: per own hidden row one value per lane, into history(layer, module).
+// RMSNorm of the lanes that a stage's tiles read. Recomputed by every block: cheaper than a hand-off.
 template <class T>
-MONO_DEVICE void row_product(BlockState<T>& s, StageIndex index, i32 layer, i32 module) {
-  const Stage& stage = s.device.stages[index];
-  const Span& run = s.share.shares[index];
-  const T* tile = s.tape(index, layer);
-  i64 lane_words = stage.tile_words / stage.lanes;
-  for (i32 t = 0; t < run.count; ++t) {
-    for (i32 lane = 0; lane < stage.lanes; ++lane, tile += lane_words) {
-      float* out = s.history(layer, module, lane) + t * arch::kTileRows;
-      arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, stage.width / arch::kTileCols, out);
-    }
-  }
-  aim_pump(s, index, layer);
-}
-
-template <class T>
-MONO_DEVICE float inverse_rms(const BlockState<T>& s, const float* x) {
-  return 1.0f / arch::sqrt(arch::sum_of_squares(x, s.header.hidden_size) / float(s.header.hidden_size) + s.header.norm_eps);
-}
-
-// RMSNorm of the first lanes of scratch.x into the activations. Recomputed by every block: cheaper than a hand-off.
-template <class T>
-MONO_DEVICE void norm_to_activations(BlockState<T>& s, i32 lanes, i64 scale_offset) {
-  const i32 hidden = s.header.hidden_size, width = s.header.hidden_width;
+MONO_DEVICE void norm_input(BlockState<T>& s, StageIndex stage, i64 scale_offset, const Input& input) {
+  const Span lanes = touched_lanes(s.device.stages[stage], s.share.shares[stage]);
   const float* scale = s.constants(scale_offset);
-  for (i32 lane = 0; lane < lanes; ++lane) {
-    const float* x = s.scratch.x + i64(lane) * hidden;
-    T* out = s.scratch.activations + i64(lane) * width;
-    float inverse = inverse_rms(s, x);
-    constexpr i32 part = 512;
-    for (i32 i = 0; i < hidden; i += part) {
-      arch::scale_vector(x + i, inverse, scale + i, out + i, hidden - i < part ? hidden - i : part);
-      s.link.pump.steps(part / 16);
-    }
-    pad_activations(out, hidden, width);
+  if (input.token >= 0) {
+    norm_embedding(s, static_cast<const T*>(s.call.embed) + i64(input.token) * s.header.hidden_size, lanes.count, scale);
+  } else {
+    const arch::Word* from = s.own_words(s.device.channels.residual[input.module], input.layer);
+    norm_words(s, from + i64(lanes.first) * hidden_words(s.header), lanes.count, residual_channel(input.module), input.layer,
+               scale);
   }
 }
 
-// Receives the whole residual stream of this device's lanes.
+// Multiplies a block's tiles of a column parallel stage with the activations; leaves the results in scratch.rows.
 template <class T>
-MONO_DEVICE void read_residual(BlockState<T>& s, i32 layer, i32 module) {
-  const arch::Word* from = s.own_words(s.device.channels.residual[module], layer);
-  Channel channel = module == kAttention ? kAttentionResidual : kMlpResidual;
-  s.link.read(from, i64(s.lanes()) * s.header.hidden_size, channel, layer,
-              [&](i64 i, float value) { s.scratch.x[i] = value; });
+MONO_DEVICE void column_product(BlockState<T>& s, StageIndex stage, i32 layer) {
+  product(s, stage, layer, s.scratch.rows, 0);
+}
+
+// Multiplies a block's tiles of a row parallel stage: per own hidden row one value per lane, into history(layer, module).
+template <class T>
+MONO_DEVICE void row_product(BlockState<T>& s, StageIndex stage, i32 layer, i32 module) {
+  product(s, stage, layer, s.history(layer, module, 0), s.row_capacity());
 }
 
 template <class T>
-MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer) {
+MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   const Stage& stage = s.device.stages[kQkv];
-  norm_to_activations(s, s.lanes(), s.device.constants.attention_norm + i64(layer) * s.header.hidden_size);
+  const Span& run = s.share.shares[kQkv];
+  norm_input(s, kQkv, s.device.constants.attention_norm + i64(layer) * s.header.hidden_size, input);
+  column_product(s, kQkv, layer);
   const i64 bias_stride = (s.device.constants.q_norm - s.device.constants.qkv_bias) / s.header.num_layers;
   const float* bias = s.constants(s.device.constants.qkv_bias + bias_stride * layer);
-  arch::Word* to = s.own_words(s.device.channels.qkv, layer);
-  u32 tag = s.link.out_tag(kQkvRows, layer);
-  column_product(s, kQkv, layer, [&](i32 lane, i32 first, const float* out) {
-    for (i32 r = 0; r < arch::kTileRows && first + r < stage.rows; ++r) {
-      i64 at = i64(lane) * stage.rows + first + r;
-      publish(to + at, tag, s.header.qkv_bias ? out[r] + bias[at] : out[r]);
-    }
+  arch::Word* to = s.own_words(s.device.channels.qkv, layer) + i64(run.first) * kTileWords;
+  publish_run(to, run.count * kTileWords, s.link.out_tag(kQkvRows, layer), run.count * kTileWords * kFloatsPerWord, [&](i32 i) {
+    const i32 tile = i / (kTileWords * kFloatsPerWord), r = i - tile * kTileWords * kFloatsPerWord;
+    if (r >= arch::kTileRows) return 0.0f;
+    const float value = s.scratch.rows[tile * arch::kTileRows + r];
+    if (!s.header.qkv_bias) return value;
+    const i32 lane = (run.first + tile) / stage.tiles_per_lane;
+    const i32 row = (run.first + tile - lane * stage.tiles_per_lane) * arch::kTileRows + r;
+    return row < stage.rows ? value + bias[i64(lane) * stage.rows + row] : value;
   });
+  arch::sync();  // attention reuses the rows' memory
 }
 
-// Sum over this device's lanes of a module's output, for one tile of own rows.
+// Sum over this device's lanes of a module's output, of one own row.
 template <class T>
-MONO_DEVICE void own_sum(const BlockState<T>& s, i32 layer, i32 module, i32 first, float* out) {
-  float parts[kMaxLanes][arch::kTileRows];
-  for (i32 lane = 0; lane < s.lanes(); ++lane)
-    for (i32 k = 0; k < arch::kTileRows; ++k) parts[lane][k] = s.history(layer, module, lane)[first + k];
-  tree_sum(parts, s.lanes());
-  for (i32 k = 0; k < arch::kTileRows; ++k) out[k] = parts[0][k];
+MONO_DEVICE float own_sum(const BlockState<T>& s, i32 layer, i32 module, i32 row) {
+  float parts[kMaxLanes];
+  MONO_UNROLLED
+  for (i32 lane = 0; lane < s.lanes(); ++lane) parts[lane] = s.history(layer, module, lane)[row];
+  return tree_sum(parts, s.lanes());
 }
 
 // Pushes the sums of own rows to the block of the same number on every other device.
 template <class T>
 MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
-  const Channel inbox = module == kAttention ? kAttentionInbox : kMlpInbox;
-  const u32 tag = s.link.out_tag(inbox, layer);
-  for (i32 first = 0; first < s.rows; first += arch::kTileRows) {
-    float sums[arch::kTileRows];
-    own_sum(s, layer, module, first, sums);
-    for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-      if (peer == s.device_index) continue;
-      arch::Word* to = s.words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) +
-                       i64(s.device_index) * s.header.hidden_size + s.first_row + first;
-      for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k) publish(to + k, tag, sums[k]);
-    }
+  const u32 tag = s.link.out_tag(inbox_channel(module), layer);
+  const i64 run = (i64(s.device_index) * s.header.num_blocks + s.block_index) * s.header.hidden_run;
+  MONO_ROLLED
+  for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
+    if (peer == s.device_index) continue;
+    arch::Word* to = s.words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) + run;
+    publish_run(to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
   }
 }
 
-// Sum over all lanes of all devices of a module's output, for one tile of own rows. A peer's word is its lanes' sum; the
-// order of additions is the same on every device.
+// Sum over all lanes of all devices of a module's output of own rows, into scratch.total. A peer's word is its lanes' sum;
+// the order of additions is the same on every device.
 template <class T>
-MONO_DEVICE void total_sum(BlockState<T>& s, i32 layer, i32 module, i32 first, float* out) {
-  const Channel inbox = module == kAttention ? kAttentionInbox : kMlpInbox;
-  const arch::Word* from = s.own_words(s.device.channels.inbox[module], layer) + s.first_row + first;
-  float parts[kMaxDevices][arch::kTileRows] = {};
-  for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-    if (peer == s.device_index) {
-      own_sum(s, layer, module, first, parts[peer]);
-      continue;
+MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
+  const arch::Word* inbox = s.own_words(s.device.channels.inbox[module], layer) + i64(s.block_index) * s.header.hidden_run;
+  const i64 stride = i64(s.header.num_blocks) * s.header.hidden_run;
+  arch::for_each(s.header.hidden_run, [&](i32 w) {
+    float parts[kFloatsPerWord][kMaxDevices];
+    arch::Word words[kMaxDevices];
+    MONO_UNROLLED
+    for (i32 peer = 0; peer < s.header.num_devices; ++peer)
+      if (peer != s.device_index) words[peer] = arch::load_word(inbox + peer * stride + w);
+    MONO_UNROLLED
+    for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
+      float values[kFloatsPerWord];
+      if (peer != s.device_index)
+        arch::unpack(s.link.confirm(words[peer], inbox + peer * stride + w, inbox_channel(module), layer), values);
+      for (i32 k = 0; k < kFloatsPerWord; ++k) {
+        const i32 row = w * kFloatsPerWord + k;
+        if (peer == s.device_index) values[k] = row < s.rows ? own_sum(s, layer, module, row) : 0.0f;
+        parts[k][peer] = values[k];
+      }
     }
-    for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k)
-      parts[peer][k] = arch::bits_float(s.link.wait(from + i64(peer) * s.header.hidden_size + k, inbox, layer));
-  }
-  tree_sum(parts, s.header.num_devices);
-  for (i32 k = 0; k < arch::kTileRows; ++k) out[k] = parts[0][k];
+    for (i32 k = 0; k < kFloatsPerWord; ++k)
+      if (w * kFloatsPerWord + k < s.rows) s.scratch.total[w * kFloatsPerWord + k] = tree_sum(parts[k], s.header.num_devices);
+  });
+  arch::sync();
 }
 
 // Adds what arrives after a module to the block's own rows of the residual stream and publishes them; see
@@ -152,56 +118,91 @@ template <class T>
 MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
   const Layer& rule = s.call.plan.layers[layer];
   const i32 source = rule.source[module];
+  const bool immediate = source == layer, delayed = source >= 0 && !immediate;
   const float own_scale = rule.own_scale[module];
-  const Channel residual = module == kAttention ? kAttentionResidual : kMlpResidual;
-  if (rule.pushed[module]) push_sums(s, layer, module);
-  arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + s.first_row;
-  const u32 tag = s.link.out_tag(residual, layer);
-  for (i32 first = 0; first < s.rows; first += arch::kTileRows) {
-    float total[arch::kTileRows] = {};
-    if (source >= 0) total_sum(s, source, module, first, total);
-    for (i32 lane = 0; lane < s.lanes(); ++lane) {
-      float* x = s.residual(lane) + first;
-      const float* own = s.history(layer, module, lane) + first;
-      if (source == layer) {
-        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += total[k];  // bit-identical in all lanes
+  // What others need at once goes out first; what they need layers later goes out last.
+  if (rule.pushed[module] && immediate) push_sums(s, layer, module);
+  if (source >= 0) total_sums(s, source, module);
+  const u32 tag = s.link.out_tag(residual_channel(module), layer);
+  const i32 run = s.header.hidden_run;
+  arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + i64(s.block_index) * run;
+  arch::for_each(s.lanes() * run, [&](i32 i) {
+    const i32 lane = i / run, w = i - lane * run;
+    float* x = s.residual(lane);
+    const float* own = s.history(layer, module, lane);
+    const float* past = s.history(delayed ? source : layer, module, lane);
+    float payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 row = w * kFloatsPerWord + k;
+      payload[k] = 0.0f;
+      if (row >= s.rows) continue;
+      float value = x[row];
+      if (immediate) {
+        value += s.scratch.total[row];  // bit-identical in all lanes
       } else {
-        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += own_scale * own[k];
+        value += own_scale * own[row];
+        if (delayed) value += s.scratch.total[row] - past[row];
       }
-      if (source >= 0 && source != layer) {
-        const float* past = s.history(source, module, lane) + first;
-        for (i32 k = 0; k < arch::kTileRows; ++k) x[k] += total[k] - past[k];
-      }
-      for (i32 k = 0; k < arch::kTileRows && first + k < s.rows; ++k)
-        publish(to + i64(lane) * s.header.hidden_size + first + k, tag, x[k]);
-      s.link.pump.step();
+      x[row] = payload[k] = value;
     }
-  }
+    arch::store_word(to + i64(lane) * hidden_words(s.header) + w, arch::pack(tag, payload));
+    s.link.pump.step();
+  });
+  if (rule.pushed[module] && !immediate) push_sums(s, layer, module);
 }
 
 template <class T>
 MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
   constexpr i32 half = arch::kTileRows / 2;  // a tile is half gate rows, half up rows of the same neurons
-  const i32 neurons = s.device.neurons.count / s.lanes();
-  norm_to_activations(s, s.lanes(), s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size);
-  arch::Word* to = s.own_words(s.device.channels.activation, layer);
-  u32 tag = s.link.out_tag(kActivations, layer);
-  column_product(s, kUp, layer, [&](i32 lane, i32 first, const float* out) {
-    for (i32 r = 0; r < half && first / 2 + r < neurons; ++r)
-      publish(to + i64(lane) * neurons + first / 2 + r, tag, silu(out[r]) * out[half + r]);
+  const Span& run = s.share.shares[kUp];
+  norm_input(s, kUp, s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size, Input{-1, layer, kAttention});
+  column_product(s, kUp, layer);
+  arch::Word* to = s.own_words(s.device.channels.activation, layer) + i64(s.block_index) * s.header.activation_run;
+  const u32 tag = s.link.out_tag(kActivations, layer);
+  arch::for_each(s.header.activation_run, [&](i32 w) {
+    T payload[kWeightsPerWord<T>];
+    for (i32 k = 0; k < kWeightsPerWord<T>; ++k) {
+      const i32 i = w * kWeightsPerWord<T> + k, tile = i / half, r = i - tile * half;
+      float value = 0.0f;
+      if (tile < run.count) {
+        const float* gate = s.scratch.rows + tile * arch::kTileRows + r;
+        value = silu(gate[0]) * gate[half];
+      }
+      arch::from_float(value, payload[k]);
+    }
+    arch::store_word(to + w, arch::pack(tag, payload));
   });
+}
+
+// Receives the activations of all neurons; runs follow the blocks' tiles, which may end in padding.
+template <class T>
+MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
+  constexpr i32 half = arch::kTileRows / 2;
+  const i32 run = s.header.activation_run, width = s.device.stages[kDown].width;
+  const i32 neurons = s.device.neurons.count / s.lanes(), per_lane = s.device.stages[kUp].tiles_per_lane * half;
+  const arch::Word* from = s.own_words(s.device.channels.activation, layer);
+  s.link.read(
+      s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },
+      [&](i32 i, const arch::Word& word) {
+        const i32 block = i / run;
+        const Span& tiles = s.call.plan.block(s.device_index, block).shares[kUp];
+        const i32 first = (i - block * run) * kWeightsPerWord<T>;
+        T values[kWeightsPerWord<T>];
+        arch::unpack(word, values);
+        for (i32 k = 0; k < kWeightsPerWord<T>; ++k) {
+          if (first + k >= tiles.count * half) break;
+          const i32 slot = tiles.first * half + first + k, lane = slot / per_lane, neuron = slot - lane * per_lane;
+          if (neuron < neurons) s.scratch.activations[i64(lane) * width + neuron] = values[k];
+        }
+      });
+  MONO_ROLLED
+  for (i32 lane = 0; lane < s.lanes(); ++lane) pad_activations(s.scratch.activations + i64(lane) * width, neurons, width);
+  arch::sync();
 }
 
 template <class T>
 MONO_DEVICE void down_stage(BlockState<T>& s, i32 layer) {
-  const i32 width = s.device.stages[kDown].width, neurons = s.device.neurons.count / s.lanes();
-  const arch::Word* from = s.own_words(s.device.channels.activation, layer);
-  for (i32 lane = 0; lane < s.lanes(); ++lane) {
-    T* out = s.scratch.activations + i64(lane) * width;
-    s.link.read(from + i64(lane) * neurons, neurons, kActivations, layer,
-                [&](i64 i, float value) { arch::from_float(value, out[i]); });
-    pad_activations(out, neurons, width);
-  }
+  read_activations(s, layer);
   row_product(s, kDown, layer, kMlp);
 }
 

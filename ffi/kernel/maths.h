@@ -1,11 +1,11 @@
 // Scalar functions that every target computes alike, and sums whose order does not depend on the plan.
 #pragma once
 
-#include "types.h"
+#include "kernel/types.h"
 
 namespace mono::MONO_VARIANT {
 
-constexpr float kInfinity = __builtin_inff();
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
 constexpr float kLog2E = 1.44269504088896341f;
 
 // e^x; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf, S. Moshier, 1989). Relative error < 2e-7. NaN
@@ -53,13 +53,14 @@ MONO_DEVICE float log(float x) {
 
 MONO_DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
 
-// Pairwise sum in index order, into values[0]. Lanes of a device first and devices second gives the same result as all lanes at once
-// when counts are powers of two, so a Laneformer's sums do not depend on the number of devices.
-template <int width>
-MONO_DEVICE void tree_sum(float (*values)[width], int count) {
+// Pairwise sum in index order; overwrites the values. Lanes of a device first and devices second gives the same result as all
+// lanes at once when counts are powers of two, so a Laneformer's sums do not depend on the number of devices.
+MONO_DEVICE float tree_sum(float* values, int count) {
+  MONO_UNROLLED
   for (int step = 1; step < count; step *= 2)
-    for (int i = 0; i + step < count; i += 2 * step)
-      for (int k = 0; k < width; ++k) values[i][k] += values[i + step][k];
+    MONO_UNROLLED
+    for (int i = 0; i + step < count; i += 2 * step) values[i] += values[i + step];
+  return values[0];
 }
 
 // Probabilities relative to the most likely token, as 40-bit fixed point: their sums are exact, so they depend neither on

@@ -5,7 +5,7 @@
 // test compares both sides.
 #pragma once
 
-#include "types.h"
+#include "kernel/types.h"
 
 namespace mono {
 
@@ -31,6 +31,9 @@ struct Header {
   i32 rope_interleaved, qkv_bias, qk_norm, head_kind;
   float norm_eps;
   i32 hidden_width;  // hidden_size padded to whole tile columns
+  i32 floats_per_word, weights_per_word;       // payload of one word of the exchange memory
+  i32 hidden_run, activation_run, logits_run;  // words that one block publishes there
+  i32 history_layers;                          // a layer adds outputs of at most this many layers, itself included
 };
 
 // What reaches the residual stream after a module; see ModelConfig.mixing.
@@ -78,7 +81,7 @@ struct Block {
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 2 * 8 + 22 * 4, "no padding");
+static_assert(sizeof(Header) == 2 * 8 + 28 * 4, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == kStages * 16 + 16, "no padding");

@@ -1,7 +1,7 @@
 // Counter-based random numbers: the same stream on every target, whatever the plan.
 #pragma once
 
-#include "maths.h"
+#include "kernel/maths.h"
 
 namespace mono::MONO_VARIANT {
 

@@ -5,21 +5,25 @@
 // alternatives take one more step: the logits travel to all devices and block 0 of each makes the same choice.
 #pragma once
 
-#include "head.h"
-#include "random.h"
-#include "select.h"
+#include "kernel/head.h"
+#include "kernel/random.h"
+#include "kernel/select.h"
 
 namespace mono::MONO_VARIANT {
 
-// Six words per block; SUMMARY_WORDS in jax_mono/handoffs.py.
-struct Summary {
-  float score;         // of the block's best candidate
-  i32 token;           // its id, -1 for none
-  float logit;         // its unmodified logit
-  float maximum, sum;  // of the block's logits: max and sum of exp(logit - max); NaN if one is not finite
-  u32 signal;          // from block 0 of device 0: 1 + Finish if the host wants the call to end
+constexpr float kHighestScore = 3.0e38f;  // finite
+
+// What a block reports of its vocabulary rows, as the payload of a run; SUMMARY_VALUES in jax_mono/handoffs.py.
+enum SummaryValue {
+  kScoreBits,    // of its best candidate
+  kToken,        // the candidate's id, -1 for none
+  kLogitBits,    // its unmodified logit
+  kMaximumBits,  // max of the block's logits; NaN if one is not finite
+  kSumBits,      // sum of exp(logit - max) in kMassScale
+  kSignal,       // from block 0 of device 0: 1 + Finish if the host wants the call to end
+  kSummaryValues
 };
-constexpr i32 kSummaryWords = 6, kChoiceWords = 2;
+constexpr i32 kSummaryWords = words_for(kSummaryValues, kFloatsPerWord), kChoiceWords = words_for(2, kFloatsPerWord);
 
 struct Choice {
   i32 token = -1;  // -1: the logits are not finite
@@ -35,32 +39,42 @@ MONO_DEVICE bool needs_all_logits(const BlockState<T>& s) {
   return (r.top_k > 0 && r.top_k < s.header.vocab_size) || r.top_p < 1.0f || r.min_p > 0.0f;
 }
 
+// Remembers tokens for the repetition penalty; padding is negative. The next barrier of the block makes them visible.
 template <class T>
-MONO_DEVICE void mark_seen(BlockState<T>& s, i32 token) {
-  s.scratch.seen[token >> 5] |= 1u << (token & 31);
+MONO_DEVICE void mark_seen(BlockState<T>& s, const i32* tokens, i32 count) {
+  if (s.call.request.repetition_penalty == 1.0f) return;
+  arch::for_each(count, [&](i32 i) {
+    if (tokens[i] >= 0) arch::set_bits(s.scratch.seen + (tokens[i] >> 5), 1u << (tokens[i] & 31));
+  });
 }
 
-// The logit after repetition penalty (Keskar et al., CTRL, 2019) and temperature.
+// The logit after repetition penalty (Keskar et al., CTRL, 2019) and temperature. Kept finite: options that go beyond
+// float32 make scores equal, not useless.
 template <class T>
 MONO_DEVICE float adjusted(const BlockState<T>& s, i32 token, float logit) {
   const Request& r = s.call.request;
   if (r.repetition_penalty != 1.0f && ((s.scratch.seen[token >> 5] >> (token & 31)) & 1u))
     logit = logit > 0.0f ? logit / r.repetition_penalty : logit * r.repetition_penalty;
-  return r.temperature > 0.0f ? logit / r.temperature : logit;
+  if (r.temperature > 0.0f) logit = logit / r.temperature;
+  if (logit > kHighestScore) return kHighestScore;
+  return logit < -kHighestScore ? -kHighestScore : logit;
 }
 
-// Best of a stream of candidates; ties go to the lower token.
+// Best of a set of candidates; ties go to the lower token.
 struct Best {
   float score = -kInfinity;
   i32 token = -1;
   float logit = 0.0f;
 
-  MONO_DEVICE void offer(float new_score, i32 new_token, float new_logit) {
-    if (new_score > score || (new_score == score && token >= 0 && new_token < token)) {
-      score = new_score;
-      token = new_token;
-      logit = new_logit;
-    }
+  MONO_DEVICE void offer(const Best& other) {
+    if (other.token < 0) return;
+    if (token < 0 || other.score > score || (other.score == score && other.token < token)) *this = other;
+  }
+};
+struct BetterOf {
+  MONO_DEVICE Best operator()(Best a, const Best& b) const {
+    a.offer(b);
+    return a;
   }
 };
 
@@ -80,71 +94,125 @@ struct Noise {
   }
 };
 
-// `target`: scoring, the token whose log-probability is wanted (-1 for none).
-template <class T>
-MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, i32 target, u32 signal) {
-  const Request& request = s.call.request;
+// What a block knows of its logits: the best candidate, the maximum, whether all are finite; and of the host's wish.
+struct Findings {
   Best best;
-  Noise noise{request, position};
   float maximum = -kInfinity;
-  bool finite = true;
-  for_own_logits(s, [&](i32 token, float logit) {
-    finite = finite && logit - logit == 0.0f;
-    maximum = logit > maximum ? logit : maximum;
+  i32 finite = 1;
+  u32 signal = 0;
+
+  MONO_DEVICE void merge(const Findings& other) {
+    best.offer(other.best);
+    maximum = other.maximum > maximum ? other.maximum : maximum;
+    finite &= other.finite;
+    signal = other.signal > signal ? other.signal : signal;
+  }
+};
+
+// `sampling`: whether the head stage has run; `target`: scoring, the token whose log-probability is wanted (-1 for none);
+// `signal` counts from whichever thread has it.
+template <class T>
+MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, i32 target, u32 signal) {
+  const Request& request = s.call.request;
+  Findings found;
+  found.signal = signal;
+  Noise noise{request, position};
+  if (sampling) for_own_logits(s, [&](i32 token, float logit) {
+    if (logit - logit != 0.0f) found.finite = 0;
+    found.maximum = logit > found.maximum ? logit : found.maximum;
     if (request.mode == kScore) {
-      if (token == target) best.offer(0.0f, token, logit);
+      if (token == target) found.best.offer({0.0f, token, logit});
     } else {
-      best.offer(adjusted(s, token, logit) + noise(token), token, logit);
+      found.best.offer({adjusted(s, token, logit) + noise(token), token, logit});
     }
   });
+  found = arch::all_reduce(found, [](Findings a, const Findings& b) {
+    a.merge(b);
+    return a;
+  });
   u64 sum = 0;
-  for_own_logits(s, [&](i32, float logit) { sum += mass(logit - maximum); });
-  if (!finite) maximum = __builtin_nanf("");
-  u32 payload[kSummaryWords] = {arch::float_bits(best.score), u32(best.token),
-                                arch::float_bits(best.logit), arch::float_bits(maximum),
-                                arch::float_bits(float(sum)), signal};
+  if (sampling) for_own_logits(s, [&](i32, float logit) { sum += mass(logit - found.maximum); });
+  sum = arch::all_reduce(sum, [](u64 a, u64 b) { return a + b; });
+  if (!found.finite) found.maximum = arch::bits_float(0x7fc00000u);
+  const u32 values[kSummaryValues] = {arch::float_bits(found.best.score),   u32(found.best.token),
+                                      arch::float_bits(found.best.logit),   arch::float_bits(found.maximum),
+                                      arch::float_bits(float(sum)), found.signal};
   const i64 length = i64(s.header.num_devices) * s.header.num_blocks * kSummaryWords;
   const i64 own = (i64(s.device_index) * s.header.num_blocks + s.block_index) * kSummaryWords;
   const u32 tag = s.link.out_tag(kSummary, 0);
-  for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-    arch::Word* to = s.turn_words(peer, s.call.plan.devices[peer].channels.summary, length) + own;
-    for (i32 i = 0; i < kSummaryWords; ++i) arch::store_word(to + i, make_word(tag, payload[i]));
-  }
-  if (!needs_all_logits(s)) return;
+  arch::for_each(s.header.num_devices * kSummaryWords, [&](i32 i) {
+    const i32 peer = i / kSummaryWords, w = i - peer * kSummaryWords;
+    u32 payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      payload[k] = 0;
+      for (i32 v = 0; v < kSummaryValues; ++v)  // no variable index: the values stay in registers
+        if (v == w * kFloatsPerWord + k) payload[k] = values[v];
+    }
+    arch::store_word(s.turn_words(peer, s.call.plan.devices[peer].channels.summary, length) + own + w, arch::pack(tag, payload));
+  });
+  if (!sampling || !needs_all_logits(s)) return;
   const u32 logits_tag = s.link.out_tag(kLogits, 0);
+  const i32 run = s.header.logits_run, rows = s.share.shares[kHead].count * arch::kTileRows;
+  const i64 all = i64(s.header.num_devices) * s.header.num_blocks * run;
+  MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-    arch::Word* to = s.turn_words(peer, s.call.plan.devices[peer].channels.logits, s.header.vocab_size);
-    for_own_logits(s, [&](i32 token, float logit) { publish(to + token, logits_tag, logit); });
+    arch::Word* to = s.turn_words(peer, s.call.plan.devices[peer].channels.logits, all);
+    publish_run(to + (i64(s.device_index) * s.header.num_blocks + s.block_index) * run, run, logits_tag, rows,
+                [&](i32 i) { return s.scratch.rows[i]; });
   }
 }
+
+// Of all logits, what log-sum-exp needs; sums in kMassScale.
+struct Total {
+  float maximum = -kInfinity, sum = 0.0f;
+
+  MONO_DEVICE void merge(const Total& other) {
+    const float highest = maximum > other.maximum ? maximum : other.maximum;
+    sum = (sum > 0.0f ? sum * exp(maximum - highest) : 0.0f) + (other.sum > 0.0f ? other.sum * exp(other.maximum - highest) : 0.0f);
+    maximum = highest;
+  }
+};
+
+struct Summaries {
+  Best best;
+  Total total;
+  i32 finite = 1;
+  u32 signal = 0;
+};
 
 // Reads all summaries: the best candidate, and log-sum-exp of all logits.
 template <class T>
 MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
   const i32 blocks = s.header.num_devices * s.header.num_blocks;
   const arch::Word* from = s.turn_words(s.device_index, s.device.channels.summary, i64(blocks) * kSummaryWords);
-  Best best;
-  Choice choice;
-  float maximum = -kInfinity, sum = 0.0f;
-  bool finite = true;
-  for (i32 b = 0; b < blocks; ++b) {
-    u32 payload[kSummaryWords];
-    for (i32 i = 0; i < kSummaryWords; ++i)
-      payload[i] = s.link.wait(from + i64(b) * kSummaryWords + i, kSummary, 0);
-    float block_max = arch::bits_float(payload[3]), block_sum = arch::bits_float(payload[4]);
-    if (i32(payload[1]) >= 0) best.offer(arch::bits_float(payload[0]), i32(payload[1]), arch::bits_float(payload[2]));
-    if (block_max != block_max) finite = false;
-    if (block_max > maximum) {
-      sum *= exp(maximum - block_max);
-      maximum = block_max;
+  Summaries all;
+  arch::for_each(blocks, [&](i32 b) {
+    arch::Word words[kSummaryWords];
+    u32 values[kSummaryWords * kFloatsPerWord];
+    for (i32 w = 0; w < kSummaryWords; ++w) words[w] = arch::load_word(from + b * kSummaryWords + w);
+    for (i32 w = 0; w < kSummaryWords; ++w) {
+      u32 payload[kFloatsPerWord];
+      arch::unpack(s.link.confirm(words[w], from + b * kSummaryWords + w, kSummary, 0), payload);
+      for (i32 k = 0; k < kFloatsPerWord; ++k) values[w * kFloatsPerWord + k] = payload[k];
     }
-    if (block_sum > 0.0f) sum += block_sum * exp(block_max - maximum);
-    if (payload[5] > choice.signal) choice.signal = payload[5];
-  }
-  log_sum = maximum + log(sum * (1.0f / kMassScale));
-  choice.token = finite ? best.token : -1;
-  choice.logprob = best.logit - log_sum;
-  if (!finite) choice.signal = 1 + kNotFinite;
+    all.best.offer({arch::bits_float(values[kScoreBits]), i32(values[kToken]), arch::bits_float(values[kLogitBits])});
+    const float maximum = arch::bits_float(values[kMaximumBits]);
+    if (maximum != maximum) all.finite = 0;
+    all.total.merge({maximum, arch::bits_float(values[kSumBits])});
+    if (values[kSignal] > all.signal) all.signal = values[kSignal];
+  });
+  all = arch::all_reduce(all, [](Summaries a, const Summaries& b) {
+    a.best.offer(b.best);
+    a.total.merge(b.total);
+    a.finite &= b.finite;
+    a.signal = a.signal > b.signal ? a.signal : b.signal;
+    return a;
+  });
+  log_sum = all.total.maximum + log(all.total.sum * (1.0f / kMassScale));
+  Choice choice;
+  choice.token = all.finite ? all.best.token : -1;
+  choice.logprob = all.best.logit - log_sum;
+  choice.signal = all.finite ? all.signal : 1 + kNotFinite;
   return choice;
 }
 
@@ -152,19 +220,43 @@ MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
 template <class T>
 MONO_DEVICE void report_alternatives(BlockState<T>& s, i32 step, float log_sum) {
   const i32 n = s.call.request.top_n;
-  i32* ids = s.call.outputs.top_ids + i64(step) * n;
-  float* logprobs = s.call.outputs.top_logprobs + i64(step) * n;
+  Best last;
+  MONO_ROLLED
   for (i32 k = 0; k < n; ++k) {
     Best best;
-    for (i32 token = 0; token < s.header.vocab_size; ++token) {
-      float logit = s.scratch.logits[token];
-      bool reported = k > 0 && (logit > logprobs[k - 1] || (logit == logprobs[k - 1] && token <= ids[k - 1]));
-      if (!reported) best.offer(logit, token, logit);
+    arch::for_each(s.header.vocab_size, [&](i32 token) {
+      const float logit = s.scratch.logits[token];
+      const bool reported = k > 0 && (logit > last.score || (logit == last.score && token <= last.token));
+      if (!reported) best.offer({logit, token, logit});
+    });
+    last = arch::all_reduce(best, BetterOf{});
+    if (arch::thread() == 0) {
+      s.call.outputs.top_ids[i64(step) * n + k] = last.token;
+      s.call.outputs.top_logprobs[i64(step) * n + k] = last.logit - log_sum;
     }
-    ids[k] = best.token;
-    logprobs[k] = best.logit;
   }
-  for (i32 k = 0; k < n; ++k) logprobs[k] -= log_sum;
+}
+
+// Receives all logits into scratch.logits.
+template <class T>
+MONO_DEVICE void read_logits(BlockState<T>& s) {
+  const i32 run = s.header.logits_run, blocks = s.header.num_blocks;
+  const i32 words = s.header.num_devices * blocks * run;
+  const arch::Word* from = s.turn_words(s.device_index, s.device.channels.logits, words);
+  s.link.read(
+      words, kLogits, 0, [&](i32 i) { return from + i; },
+      [&](i32 i, const arch::Word& word) {
+        const i32 writer = i / run, first = (i - writer * run) * kFloatsPerWord;
+        const Device& device = s.call.plan.devices[writer / blocks];
+        const Block& block = s.call.plan.block(writer / blocks, writer % blocks);
+        float values[kFloatsPerWord];
+        arch::unpack(word, values);
+        for (i32 k = 0; k < kFloatsPerWord && first + k < block.shares[kHead].count * arch::kTileRows; ++k) {
+          const i32 token = token_of(device, block, first + k);
+          if (token >= 0) s.scratch.logits[token] = values[k];
+        }
+      });
+  arch::sync();
 }
 
 // Block 0, with all logits at hand: filters, chooses, tells the other blocks of its device.
@@ -174,41 +266,54 @@ MONO_DEVICE Choice choose_from_all(BlockState<T>& s, i32 step, i32 position) {
   const i32 vocab = s.header.vocab_size;
   float log_sum;
   Choice choice = read_summaries(s, log_sum);
-  const arch::Word* from = s.turn_words(s.device_index, s.device.channels.logits, vocab);
-  s.link.read(from, vocab, kLogits, 0, [&](i64 i, float value) { s.scratch.logits[i] = value; });
-  if (s.link.failed) return choice;
+  read_logits(s);
   if (request.top_n > 0) report_alternatives(s, step, log_sum);
   if (request.mode == kGenerate && choice.token >= 0) {
     float* scores = s.scratch.scores;
-    for (i32 token = 0; token < vocab; ++token) scores[token] = adjusted(s, token, s.scratch.logits[token]);
+    arch::for_each(vocab, [&](i32 token) { scores[token] = adjusted(s, token, s.scratch.logits[token]); });
+    arch::sync();
     float lowest = -kInfinity;
     if (request.temperature > 0.0f)
-      lowest = selection_threshold(scores, vocab, Filter{request.top_k, request.top_p, request.min_p});
+      lowest = selection_threshold(scores, vocab, Filter{request.top_k, request.top_p, request.min_p}, s.scratch.work.bins);
     Best best;
     Noise noise{request, position};
-    for (i32 token = 0; token < vocab; ++token)
-      if (scores[token] >= lowest) best.offer(scores[token] + noise(token), token, s.scratch.logits[token]);
+    arch::for_each(vocab, [&](i32 token) {
+      if (scores[token] >= lowest) best.offer({scores[token] + noise(token), token, s.scratch.logits[token]});
+    });
+    best = arch::all_reduce(best, BetterOf{});
     choice.token = best.token;
     choice.logprob = best.logit - log_sum;
   }
   arch::Word* to = s.turn_words(s.device_index, s.device.channels.choice, kChoiceWords);
   const u32 tag = s.link.out_tag(kChoice, 0);
-  arch::store_word(to, make_word(tag, u32(choice.token)));
-  arch::store_word(to + 1, make_word(tag, choice.signal));
+  arch::for_each(kChoiceWords, [&](i32 w) {
+    u32 payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 v = w * kFloatsPerWord + k;
+      payload[k] = v == 0 ? u32(choice.token) : v == 1 ? choice.signal : 0;
+    }
+    arch::store_word(to + w, arch::pack(tag, payload));
+  });
   return choice;
 }
 
 template <class T>
-MONO_DEVICE Choice sample_stage(BlockState<T>& s, i32 step, i32 position) {
-  if (!needs_all_logits(s)) {
+MONO_DEVICE Choice sample_stage(BlockState<T>& s, bool sampling, i32 step, i32 position) {
+  if (!sampling || !needs_all_logits(s)) {
     float log_sum;
     return read_summaries(s, log_sum);
   }
   if (s.block_index == 0) return choose_from_all(s, step, position);
   const arch::Word* from = s.turn_words(s.device_index, s.device.channels.choice, kChoiceWords);
+  u32 values[kChoiceWords * kFloatsPerWord];
+  for (i32 w = 0; w < kChoiceWords; ++w) {
+    u32 payload[kFloatsPerWord];
+    arch::unpack(s.link.wait(from + w, kChoice, 0), payload);
+    for (i32 k = 0; k < kFloatsPerWord; ++k) values[w * kFloatsPerWord + k] = payload[k];
+  }
   Choice choice;  // the log-probability is reported by block 0 alone
-  choice.token = i32(s.link.wait(from, kChoice, 0));
-  choice.signal = s.link.wait(from + 1, kChoice, 0);
+  choice.token = i32(values[0]);
+  choice.signal = values[1];
   return choice;
 }
 

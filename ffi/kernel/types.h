@@ -16,4 +16,9 @@ struct bf16 {
   u16 bits;
 };
 
+// A float16 weight (IEEE binary16).
+struct f16 {
+  u16 bits;
+};
+
 }  // namespace mono

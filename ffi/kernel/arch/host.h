@@ -5,7 +5,7 @@
 // reason.
 #pragma once
 
-#include "../types.h"
+#include "kernel/plan.h"
 
 #if defined(__AVX512BF16__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -14,24 +14,53 @@
 #include <time.h>
 
 #define MONO_DEVICE inline
+#define MONO_ROLLED
+#define MONO_UNROLLED
 
 namespace mono::MONO_VARIANT::arch {
 
-// ---- lanes of a block --------------------------------------------------------------------------------------------
+// ---- threads of a block ------------------------------------------------------------------------------------------
 
 // A block is one thread, so "each of the block's threads takes a part" is a plain loop.
+constexpr int kThreads = 1;
+MONO_DEVICE int thread() { return 0; }
 template <class Body>
 MONO_DEVICE void for_each(int count, Body body) {
   for (int i = 0; i < count; ++i) body(i);
 }
+MONO_DEVICE void sync() {}
+MONO_DEVICE bool any(bool value) { return value; }
+template <class U, class Op>
+MONO_DEVICE U all_reduce(U value, Op) {
+  return value;
+}
+// Updates of near and far memory that several threads may make at once elsewhere.
+MONO_DEVICE void add(u64* at, u64 value) { *at += value; }
+MONO_DEVICE void set_bits(u32* at, u32 bits) { *at |= bits; }
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
+// Payload in the lower half, tag in the upper half.
 using Word = u64;
+constexpr int kFloatsPerWord = 1;
+template <class T>
+constexpr int kWeightsPerWord = 1;
+constexpr int kWordsInFlight = 8;  // loads of one thread before it looks at the first
+constexpr int kSpins = 256;        // polls before the clock is looked at and the core is offered to others
 
 // Atomic, with no ordering of its own: a word carries everything that its reader needs.
 MONO_DEVICE void store_word(Word* at, Word word) { __atomic_store_n(at, word, __ATOMIC_RELAXED); }
 MONO_DEVICE Word load_word(const Word* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
+MONO_DEVICE u32 tag_of(Word word) { return u32(word >> 32); }
+MONO_DEVICE float value_of(Word word) { return __builtin_bit_cast(float, u32(word)); }
+
+MONO_DEVICE Word pack(u32 tag, const u32 (&payload)[1]) { return Word(tag) << 32 | payload[0]; }
+MONO_DEVICE Word pack(u32 tag, const float (&payload)[1]) { return Word(tag) << 32 | __builtin_bit_cast(u32, payload[0]); }
+MONO_DEVICE Word pack(u32 tag, const bf16 (&payload)[1]) { return Word(tag) << 32 | payload[0].bits; }
+MONO_DEVICE void unpack(Word word, u32 (&payload)[1]) { payload[0] = u32(word); }
+MONO_DEVICE void unpack(Word word, float (&payload)[1]) { payload[0] = value_of(word); }
+MONO_DEVICE void unpack(Word word, bf16 (&payload)[1]) { payload[0].bits = u16(word); }
 
 template <class T>
 MONO_DEVICE T load_acquire(const T* at) {
@@ -232,3 +261,10 @@ MONO_DEVICE float sum_of_squares(const float* x, int size) {
 MONO_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
 
 }  // namespace mono::MONO_VARIANT::arch
+
+namespace mono::MONO_VARIANT {
+
+// One library serves all models: dimensions are read from the plan.
+MONO_DEVICE const Header& shape_of(const Plan& plan) { return *plan.header; }
+
+}  // namespace mono::MONO_VARIANT

@@ -1,0 +1,68 @@
+// The kernels of one plan on Hopper.
+#define MONO_VARIANT sm_90a
+#include "kernel/arch/sm_90a.h"
+#include "kernel/simt/workspace.h"
+#include "kernel/program.h"
+#include "kernel/simt/attend.h"
+#include "kernel/simt/norm.h"
+#include "kernel/simt/product.h"
+#include "kernel/simt/feed.h"
+
+namespace mono::sm_90a {
+
+constexpr i32 kAllThreads = kStageThreads + arch::kWarp;
+
+// Copies what every stage looks at into shared memory, and readies the ring.
+MONO_DEVICE void begin(const Call* calls, Call& call, i32& stop) {
+  const u32* from = reinterpret_cast<const u32*>(calls + blockIdx.x / kShape.num_blocks);
+  for (i32 i = i32(threadIdx.x); i < i32(sizeof(Call) / 4); i += kAllThreads) reinterpret_cast<u32*>(&call)[i] = from[i];
+  if (threadIdx.x == 0) {
+    stop = 0;
+    for (i32 slot = 0; slot < kSlots; ++slot) {
+      arch::init_barrier(&arch::ring().full[slot]);
+      arch::init_barrier(&arch::ring().empty[slot]);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+}
+
+}  // namespace mono::sm_90a
+
+// grid: devices of `calls` x blocks; block: kAllThreads.
+extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_decode(const mono::Call* calls) {
+  using namespace mono;
+  using namespace mono::sm_90a;
+  __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
+  __shared__ i32 stop;
+  Call& call = *reinterpret_cast<Call*>(call_memory);
+  begin(calls, call, stop);
+  const i32 block = i32(blockIdx.x) % kShape.num_blocks;
+  if (threadIdx.x >= kStageThreads) {
+    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
+  } else {
+    char* far = static_cast<char*>(call.scratch) + i64(block) * kFarBytes;
+    BlockState<Weight> s(call, block, arch::near_memory(), far);
+    run_block(s);
+    arch::sync();
+    if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
+  }
+}
+
+// Reads the tapes as often as the request's budget says and does nothing with them: the limit of decoding.
+extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_stream(const mono::Call* calls) {
+  using namespace mono;
+  using namespace mono::sm_90a;
+  __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
+  __shared__ i32 stop;
+  Call& call = *reinterpret_cast<Call*>(call_memory);
+  begin(calls, call, stop);
+  const i32 block = i32(blockIdx.x) % kShape.num_blocks;
+  if (threadIdx.x >= kStageThreads) {
+    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
+  } else {
+    drop_tokens<Weight>(call, block);
+    arch::sync();
+    if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
+  }
+}

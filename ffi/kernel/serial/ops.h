@@ -1,0 +1,156 @@
+// The loops of a block that is one thread.
+#pragma once
+
+#include "kernel/attention.h"
+
+namespace mono::MONO_VARIANT {
+
+template <class T>
+void prepare(Workspace<T>&, const Device&) {}
+
+// The product after `index` of `layer`, where the pump fetches next: the next layer's after the last of a layer, the head
+// after the last layer, the first layer of the next token after the head.
+template <class T>
+void aim_pump(BlockState<T>& s, StageIndex index, i32 layer) {
+  StageIndex next = StageIndex(index + 1);
+  if (index == kHead) {
+    next = kQkv;
+    layer = 0;
+  } else if (index == kDown && layer + 1 < s.header.num_layers) {
+    next = kQkv;
+    ++layer;
+  }
+  const i64 words = s.share.shares[next].count * s.device.stages[next].tile_words;
+  s.link.pump.aim(s.tape(next, layer), words * i64(sizeof(T)));
+}
+
+// Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one
+// part: out[part * part_stride + row].
+template <class T>
+void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part_stride) {
+  const Stage& stage = s.device.stages[index];
+  const Span& run = s.share.shares[index];
+  const i32 chunks = stage.width / arch::kTileCols, first_lane = touched_lanes(stage, run).first;
+  const i32 parts = part_stride ? stage.lanes : 1;
+  const T* tile = s.tape(index, layer);
+  for (i32 t = 0; t < run.count; ++t) {
+    for (i32 part = 0; part < parts; ++part, tile += stage.tile_words / parts) {
+      const i32 lane = part_stride ? part : (run.first + t) / stage.tiles_per_lane - first_lane;
+      arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, chunks,
+                     out + i64(part) * part_stride + t * arch::kTileRows);
+    }
+  }
+  aim_pump(s, index, layer);
+}
+
+// Turns lanes in work.x into activations: normalised with a scale, or as they are without one.
+template <class T>
+void store_normed(BlockState<T>& s, i32 lanes, const float* scale) {
+  const i32 hidden = s.header.hidden_size, width = s.header.hidden_width;
+  constexpr i32 kPart = 512;
+  for (i32 lane = 0; lane < lanes; ++lane) {
+    const float* x = s.scratch.work.x + i64(lane) * width;
+    T* out = s.scratch.activations + i64(lane) * width;
+    if (scale) {
+      const float inverse = 1.0f / arch::sqrt(arch::sum_of_squares(x, hidden) / float(hidden) + s.header.norm_eps);
+      for (i32 i = 0; i < hidden; i += kPart) {
+        arch::scale_vector(x + i, inverse, scale + i, out + i, hidden - i < kPart ? hidden - i : kPart);
+        s.link.pump.steps(kPart / 16);
+      }
+    } else {
+      for (i32 i = 0; i < hidden; ++i) arch::from_float(x[i], out[i]);
+    }
+    pad_activations(out, hidden, width);
+  }
+}
+
+// RMSNorm of `lanes` consecutive vectors, published in runs from `from` on, into the activations.
+template <class T>
+void norm_words(BlockState<T>& s, const arch::Word* from, i32 lanes, Channel channel, i32 layer, const float* scale) {
+  static_assert(kFloatsPerWord == 1, "one value per word");
+  const Header& h = s.header;
+  for (i32 lane = 0; lane < lanes; ++lane) {
+    for (i32 block = 0; block < h.num_blocks; ++block) {
+      const HiddenRun run(h, block);
+      const arch::Word* words = from + i64(lane) * hidden_words(h) + i64(block) * h.hidden_run;
+      float* x = s.scratch.work.x + i64(lane) * h.hidden_width + run.first;
+      s.link.read(
+          run.count, channel, layer, [&](i32 i) { return words + i; },
+          [&](i32 i, const arch::Word& word) { x[i] = arch::value_of(word); });
+    }
+  }
+  store_normed(s, lanes, scale);
+}
+
+// RMSNorm of a token's embedding into the activations, the same for all lanes.
+template <class T>
+void norm_embedding(BlockState<T>& s, const T* row, i32 lanes, const float* scale) {
+  for (i32 lane = 0; lane < lanes; ++lane)
+    for (i32 i = 0; i < s.header.hidden_size; ++i)
+      s.scratch.work.x[i64(lane) * s.header.hidden_width + i] = arch::to_float(row[i]);
+  store_normed(s, lanes, scale);
+}
+
+// 1 / RMS of every lane of this device, from the residual stream after the last layer.
+template <class T>
+void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* inverse) {
+  const Header& h = s.header;
+  float* x = s.scratch.work.x;  // one lane at a time
+  for (i32 lane = 0; lane < s.lanes(); ++lane) {
+    for (i32 block = 0; block < h.num_blocks; ++block) {
+      const HiddenRun run(h, block);
+      const arch::Word* words = from + i64(lane) * hidden_words(h) + i64(block) * h.hidden_run;
+      s.link.read(
+          run.count, kMlpResidual, layer, [&](i32 i) { return words + i; },
+          [&](i32 i, const arch::Word& word) { x[run.first + i] = arch::value_of(word); });
+    }
+    inverse[lane] = 1.0f / arch::sqrt(arch::sum_of_squares(x, h.hidden_size) / float(h.hidden_size) + h.norm_eps);
+  }
+}
+
+// Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts.
+template <class T>
+void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
+  const Header& h = s.header;
+  const i32 size = h.head_dim, chunk = h.kv_chunk;
+  const float scale = 1.0f / arch::sqrt(float(size));
+  constexpr i32 kMaxChunk = 64;
+  for (i32 g = 0; g < h.queries_per_kv; ++g) {
+    const float* q = s.scratch.query + i64(g) * size;
+    float* out = s.scratch.work.parts + i64(g) * (size + 2);
+    float maximum = -kInfinity, total = 0.0f;
+    for (i32 i = 0; i < size; ++i) out[i] = 0.0f;
+    for (i32 c = visible.first_of(h, split); c <= visible.last_chunk; c += h.kv_splits) {
+      const i32 from = c * chunk > visible.first ? c * chunk : visible.first;
+      const i32 until = (c + 1) * chunk < visible.position + 1 ? (c + 1) * chunk : visible.position + 1;
+      float score[kMaxChunk], highest = maximum;
+      for (i32 p = from; p < until; ++p) {
+        const float value = scale * arch::dot_head(q, keys + i64(p) * size, size);
+        score[p - from] = value;
+        if (value > highest) highest = value;
+      }
+      if (highest > maximum) {
+        const float shrink = exp(maximum - highest);
+        total *= shrink;
+        for (i32 i = 0; i < size; ++i) out[i] *= shrink;
+        maximum = highest;
+      }
+      for (i32 p = from; p < until; ++p) {
+        const float weight = exp(score[p - from] - maximum);
+        total += weight;
+        arch::add_scaled(out, weight, values + i64(p) * size, size);
+      }
+    }
+    out[size] = maximum;
+    out[size + 1] = total;
+  }
+}
+
+// The w-th word of a query's part.
+template <class T>
+void attention_payload(const BlockState<T>& s, i32 query, i32 w, float (&payload)[kFloatsPerWord]) {
+  const i32 size = s.header.head_dim;
+  payload[0] = s.scratch.work.parts[i64(query) * (size + 2) + (w < 2 ? size + w : w - 2)];
+}
+
+}  // namespace mono::MONO_VARIANT

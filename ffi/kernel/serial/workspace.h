@@ -1,0 +1,25 @@
+// A one-thread block's own part of the scratch memory.
+#pragma once
+
+#include "kernel/scratch.h"
+
+namespace mono::MONO_VARIANT {
+
+template <class T>
+struct Workspace {
+  float* x;      // [lanes, hidden words] residual stream as received
+  float* parts;  // [queries_per_kv, head_dim + 2] attention output so far, with its maximum and sum
+  u64* bins;     // for selection
+  float* joins;  // see join_floats
+
+  // Bytes that the activations' memory must have besides what activations need.
+  MONO_DEVICE static i64 kernel_bytes(const Header&) { return 0; }
+  MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block& b) {
+    carve(x, i64(most_touched_lanes(d, b)) * h.hidden_width);
+    carve(parts, i64(h.queries_per_kv) * (h.head_dim + 2));
+    carve(bins, 256);
+    carve(joins, join_floats(h, d));
+  }
+};
+
+}  // namespace mono::MONO_VARIANT

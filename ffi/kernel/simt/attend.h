@@ -1,0 +1,143 @@
+// Softmax(q K) V of one split: teams of lanes take positions in turn, each with a running maximum (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax", 2018); the teams' parts are joined at the end.
+#pragma once
+
+#include "kernel/attention.h"
+
+namespace mono::MONO_VARIANT {
+
+constexpr i32 kUnit = 4;  // weights that a lane loads at once
+constexpr i32 kUnits = kShape.head_dim / kUnit;
+static_assert(kShape.head_dim % kUnit == 0, "head_dim must be a multiple of 4");
+
+// Lanes that share a position: as few as leave queries and outputs in registers.
+constexpr i32 team_lanes() {
+  i32 lanes = 8;
+  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit * kShape.queries_per_kv > 32) lanes *= 2;
+  return lanes;
+}
+constexpr i32 kTeam = team_lanes(), kTeams = arch::kThreads / kTeam;
+constexpr i32 kUnitsPerLane = (kUnits + kTeam - 1) / kTeam, kOwn = kUnitsPerLane * kUnit;
+
+template <class T>
+struct alignas(kUnit * sizeof(T)) Unit {
+  T values[kUnit];
+};
+
+// A lane's part of one query: the unnormalised output with its maximum and sum.
+struct Part {
+  float maximum = -kInfinity, sum = 0.0f;
+  float out[kOwn] = {};
+};
+
+// e^(x - maximum), for x not above it; 0 for -infinity.
+MONO_DEVICE float weight_of(float x, float maximum) { return x == -kInfinity ? 0.0f : exp(x - maximum); }
+
+MONO_DEVICE void join(Part& part, int mask) {
+  const float other = arch::swapped(part.maximum, mask), maximum = other > part.maximum ? other : part.maximum;
+  const float own = weight_of(part.maximum, maximum), their = weight_of(other, maximum);
+  part.maximum = maximum;
+  part.sum = part.sum * own + arch::swapped(part.sum, mask) * their;
+  MONO_UNROLLED
+  for (i32 i = 0; i < kOwn; ++i) part.out[i] = part.out[i] * own + arch::swapped(part.out[i], mask) * their;
+}
+
+// The k-th element of this lane is element head_index(k) of the head, if that is below head_dim.
+MONO_DEVICE i32 head_index(i32 k) { return (arch::lane() % kTeam + k / kUnit * kTeam) * kUnit + k % kUnit; }
+
+template <class T>
+MONO_DEVICE void load_units(const T* head, float (&out)[kOwn]) {
+  MONO_UNROLLED
+  for (i32 u = 0; u < kUnitsPerLane; ++u) {
+    Unit<T> unit{};
+    if (head_index(u * kUnit) < kShape.head_dim) unit = *reinterpret_cast<const Unit<T>*>(head + head_index(u * kUnit));
+    for (i32 i = 0; i < kUnit; ++i) out[u * kUnit + i] = arch::to_float(unit.values[i]);
+  }
+}
+
+// Leaves every warp's part of every query in near memory: [warps, queries, head_dim + 2].
+template <class T>
+MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
+  constexpr i32 kQueries = kShape.queries_per_kv, kSize = kShape.head_dim, kChunk = kShape.kv_chunk;
+  const float scale = 1.0f / arch::sqrt(float(kSize));
+  float query[kQueries][kOwn];
+  Part parts[kQueries];
+  MONO_UNROLLED
+  for (i32 g = 0; g < kQueries; ++g)
+  MONO_UNROLLED
+    for (i32 k = 0; k < kOwn; ++k) query[g][k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
+
+  const i32 first = visible.first_of(s.header, split);
+  const i32 count = ((visible.last_chunk - first) / s.header.kv_splits + 1) * kChunk;
+  // The i-th position of this split, or -1 where it is not visible.
+  auto position = [&](i32 i) {
+    const i32 p = (first + i / kChunk * s.header.kv_splits) * kChunk + i % kChunk;
+    return i < count && p >= visible.first && p <= visible.position ? p : -1;
+  };
+  // All threads go round equally often, because a team's lanes meet in shuffles.
+  MONO_ROLLED
+  for (i32 begin = 0; begin < count; begin += kTeams) {
+    const i32 p = position(begin + arch::thread() / kTeam), at = p < 0 ? visible.position : p;
+    float key[kOwn], value[kOwn];
+    load_units(keys + i64(at) * kSize, key);
+    load_units(values + i64(at) * kSize, value);
+  MONO_UNROLLED
+    for (i32 g = 0; g < kQueries; ++g) {
+      Part& part = parts[g];
+      float score = 0.0f;
+  MONO_UNROLLED
+      for (i32 k = 0; k < kOwn; ++k) score += query[g][k] * key[k];
+      for (i32 mask = kTeam / 2; mask; mask /= 2) score += arch::swapped(score, mask);
+      if (p < 0) continue;
+      const float maximum = score > part.maximum ? score : part.maximum;
+      const float shrink = weight_of(part.maximum, maximum), weight = weight_of(score, maximum);
+      part.maximum = maximum;
+      part.sum = part.sum * shrink + weight;
+  MONO_UNROLLED
+      for (i32 k = 0; k < kOwn; ++k) part.out[k] = part.out[k] * shrink + weight * value[k];
+    }
+  }
+  float* near = reinterpret_cast<float*>(s.scratch.activations) + arch::warp() * kQueries * (kSize + 2);
+  MONO_UNROLLED
+  for (i32 g = 0; g < kQueries; ++g) {
+    for (i32 mask = kTeam; mask < arch::kWarp; mask *= 2) join(parts[g], mask);
+    if (arch::lane() >= kTeam) continue;
+    float* to = near + g * (kSize + 2);
+    if (arch::lane() == 0) {
+      to[0] = parts[g].maximum;
+      to[1] = parts[g].sum;
+    }
+  MONO_UNROLLED
+    for (i32 k = 0; k < kOwn; ++k)
+      if (head_index(k) < kSize) to[2 + head_index(k)] = parts[g].out[k];
+  }
+  arch::sync();
+}
+
+// The w-th word of a query's part, joined from all warps'.
+template <class T>
+MONO_DEVICE void attention_payload(const BlockState<T>& s, i32 query, i32 w, float (&payload)[kFloatsPerWord]) {
+  constexpr i32 kSize = kShape.head_dim, kStride = kShape.queries_per_kv * (kSize + 2);
+  const float* near = reinterpret_cast<const float*>(s.scratch.activations) + query * (kSize + 2);
+  float maximum = -kInfinity, sum = 0.0f;
+  for (i32 i = 0; i < arch::kWarps; ++i) maximum = near[i * kStride] > maximum ? near[i * kStride] : maximum;
+#pragma unroll 4
+  for (i32 i = 0; i < arch::kWarps; ++i) {
+    const float* of = near + i * kStride;
+    const float weight = weight_of(of[0], maximum);
+    if (w == 0) {
+      sum += weight * of[1];
+    } else {
+      for (i32 k = 0; k < kFloatsPerWord; ++k) {
+        const i32 at = (w - 1) * kFloatsPerWord + k;
+        if (at < kSize) payload[k] += weight * of[2 + at];
+      }
+    }
+  }
+  if (w == 0) {
+    payload[0] = maximum;
+    payload[1] = sum;
+  }
+}
+
+}  // namespace mono::MONO_VARIANT

@@ -1,0 +1,56 @@
+// Threads of a GPU block: sharing out work and agreeing on results. Included by the architecture headers, which supply
+// thread(), sync(), kWarp and shuffle_xor().
+#pragma once
+
+namespace mono::MONO_VARIANT::arch {
+
+constexpr int kThreads = kStageThreads, kWarps = kThreads / kWarp;
+MONO_DEVICE int warp() { return thread() / kWarp; }
+MONO_DEVICE int lane() { return thread() % kWarp; }
+
+template <class Body>
+MONO_DEVICE void for_each(int count, Body body) {
+  MONO_ROLLED
+  for (int i = thread(); i < count; i += kThreads) body(i);
+}
+
+// A value of any type as registers.
+template <class U>
+struct Registers {
+  static_assert(sizeof(U) % 4 == 0, "whole registers");
+  static constexpr int kCount = sizeof(U) / 4;
+  u32 values[kCount];
+};
+
+// Exchanges a value with the lane whose number differs in the bits of `mask`.
+template <class U>
+MONO_DEVICE U swapped(const U& value, int mask) {
+  auto registers = __builtin_bit_cast(Registers<U>, value);
+  for (int i = 0; i < Registers<U>::kCount; ++i) registers.values[i] = shuffle_xor(registers.values[i], mask);
+  return __builtin_bit_cast(U, registers);
+}
+
+// Combines the values of all threads; every thread gets the result. op must be symmetric to the last bit.
+template <class U, class Op>
+MONO_DEVICE U all_reduce(U value, Op op) {
+  static_assert(Registers<U>::kCount <= kReduceWords, "enlarge the buffer");
+  for (int mask = kWarp / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  auto registers = __builtin_bit_cast(Registers<U>, value);
+  if (lane() == 0)
+    for (int i = 0; i < Registers<U>::kCount; ++i) reduce_buffer()[warp() * kReduceWords + i] = registers.values[i];
+  sync();
+  for (int i = 0; i < Registers<U>::kCount; ++i) registers.values[i] = reduce_buffer()[lane() % kWarps * kReduceWords + i];
+  value = __builtin_bit_cast(U, registers);
+  for (int mask = kWarps / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  sync();
+  return value;
+}
+
+// Of a vector in near memory.
+MONO_DEVICE float sum_of_squares(const float* x, int size) {
+  float sum = 0.0f;
+  for_each(size, [&](int i) { sum += x[i] * x[i]; });
+  return all_reduce(sum, [](float a, float b) { return a + b; });
+}
+
+}  // namespace mono::MONO_VARIANT::arch
