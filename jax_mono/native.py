@@ -69,6 +69,18 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32],
     ),
     "mono_gpu_report": (None, [ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32]),
+    "mono_compile": (
+        ctypes.c_int64,
+        [
+            ctypes.c_int32,
+            ctypes.c_char_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int32,
+            ctypes.c_char_p,
+            ctypes.c_int64,
+        ],
+    ),
     "mono_set_compiler_path": (None, [ctypes.c_char_p]),
     "mono_kernel_source": (
         ctypes.c_int32,
@@ -243,6 +255,33 @@ def read_bandwidth(array: jax.Array, threads: int, streams: int) -> float:
         raise ValueError("read_bandwidth needs an array on one device; pass one of its shards")
     pointer = array.addressable_shards[0].data.unsafe_buffer_pointer()
     return library().mono_read_bandwidth(pointer, array.nbytes, threads, streams)
+
+
+def compile_program(
+    platform: GpuPlatform, record: np.ndarray, weights: int, *, architecture: str, shared_memory: int
+) -> bytes:
+    """Compiles the resident program of a plan for a GPU; needs the platform's compiler, but no GPU.
+
+    Args:
+        platform: Whose compiler.
+        record: The plan, from :func:`jax_mono.record.plan_record`.
+        weights: Index of the weight dtype in :data:`jax_mono.tape.STORAGE`.
+        architecture: Such as ``sm_90a``.
+        shared_memory: Bytes that a block may have there.
+
+    Raises:
+        NativeError: There is no compiler, or it refuses; with its log.
+    """
+    text = ctypes.create_string_buffer(1 << 24)
+    record = np.ascontiguousarray(record)
+    size = library().mono_compile(
+        _GPUS[platform][0], architecture.encode(), shared_memory, record.ctypes.data, weights, text, len(text)
+    )
+    if size == 0:
+        raise NativeError(text.value.decode(errors="replace"))
+    if size > len(text):
+        raise NativeError(f"the program of {size} bytes is too large; plan a smaller model")
+    return text.raw[:size]
 
 
 class Session:

@@ -1,9 +1,11 @@
 // The C interface that jax_mono/native.py loads, for GPUs: what is there and why not, and the program's sources.
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <string>
 
 #include "host/compiler.h"
+#include "host/program.h"
 #include "host/program_cache.h"
 
 namespace mono {
@@ -40,6 +42,7 @@ std::string report(Platform platform) {
 #define MONO_EXPORT extern "C" __attribute__((visibility("default")))
 
 using mono::i32;
+using mono::i64;
 
 // Writes what there is of platform 1 (CUDA) or 2 (ROCm).
 MONO_EXPORT void mono_gpu_report(i32 platform, char* out, i32 room) {
@@ -56,4 +59,19 @@ MONO_EXPORT i32 mono_kernel_source(i32 index, const char** name, const char** te
   *name = mono::kEmbeddedSources[index].name;
   *text = mono::kEmbeddedSources[index].text;
   return 1;
+}
+
+// Compiles the program of a plan without a GPU. Writes its machine code, or why there is none, as far as there is room;
+// returns the code's bytes, or 0.
+MONO_EXPORT i64 mono_compile(i32 platform, const char* architecture, i64 shared_limit, const void* plan, i32 weights,
+                             char* out, i64 room) {
+  try {
+    const std::string code = mono::compile_program(mono::Platform(platform), architecture, shared_limit, mono::Plan(plan),
+                                                   mono::WeightType(weights));
+    if (i64(code.size()) <= room) std::memcpy(out, code.data(), code.size());
+    return i64(code.size());
+  } catch (const std::exception& error) {
+    mono::copy(error.what(), out, i32(room));
+    return 0;
+  }
 }

@@ -25,7 +25,10 @@ Failure run(i64 run_id, const Operands& operands) {
   if (const i32 id = values.ints[kSession]; id > 0) {
     session = find_session(id);
     if (!session) throw std::invalid_argument("session " + std::to_string(id) + " is closed");
-    for (Call& call : calls) call.session = session->shared();
+    for (Call& call : calls) {
+      call.session = session->shared();
+      call.time_left = session->time_left();
+    }
   }
 
   const Plan plan = operands.plan();

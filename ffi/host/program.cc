@@ -65,16 +65,29 @@ const std::string& machine_code(Platform platform, const Job& job) {
   return known[key] = std::move(code);
 }
 
+// No GPU calls itself this: tests put a library in the driver's place that runs the CPU's program on the same records.
+constexpr char kNoGpu[] = "host";
+
+// What to compile, and what the machine code will need.
+struct Order {
+  GpuShape shape;
+  Job job;
+
+  Order(Platform platform, const std::string& architecture, i64 shared_limit, const Plan& plan, WeightType type) {
+    job.headers = kernel_sources();
+    job.main = entry(job.headers, architecture);
+    shape = architecture == kNoGpu ? GpuShape{"", 1, 0, 0} : gpu_shape(plan, type, architecture, shared_limit);
+    job.headers.push_back({"shape.h", shape.header});
+    job.options = compiler(platform).options(architecture);
+  }
+};
+
 std::unique_ptr<Program> make(const Driver& driver, int ordinal, const Plan& plan, WeightType type) {
   auto made = std::make_unique<Program>();
   made->architecture = driver.architecture(ordinal);
-  Job job;
-  job.headers = kernel_sources();
-  job.main = entry(job.headers, made->architecture);
-  made->shape = gpu_shape(plan, type, made->architecture, driver.shared_limit(ordinal));
-  job.headers.push_back({"shape.h", made->shape.header});
-  job.options = compiler(driver.platform()).options(made->architecture);
-  const std::string& code = machine_code(driver.platform(), job);
+  const Order order(driver.platform(), made->architecture, driver.shared_limit(ordinal), plan, type);
+  made->shape = order.shape;
+  const std::string& code = machine_code(driver.platform(), order.job);
 
   const Current current(driver, ordinal);
   void* module = driver.load(code);
@@ -94,6 +107,12 @@ std::unique_ptr<Program> make(const Driver& driver, int ordinal, const Plan& pla
 }
 
 }  // namespace
+
+std::string compile_program(Platform platform, const std::string& architecture, i64 shared_limit, const Plan& plan,
+                            WeightType type) {
+  const Job job = Order(platform, architecture, shared_limit, plan, type).job;
+  return compiler(platform).compile(job.main, job.headers, job.options);
+}
 
 const Program& program(const Driver& driver, int ordinal, const std::string& record, WeightType type) {
   static std::mutex mutex;

@@ -20,4 +20,9 @@ struct Program {
 // Throws std::runtime_error or std::invalid_argument that says what is missing and what to do.
 const Program& program(const Driver& driver, int ordinal, const std::string& record, WeightType type);
 
+// Machine code for an architecture whose blocks have `shared_limit` bytes of shared memory. Needs the compiler but no GPU,
+// and leaves the cache alone. Throws like program().
+std::string compile_program(Platform platform, const std::string& architecture, i64 shared_limit, const Plan& plan,
+                            WeightType type);
+
 }  // namespace mono

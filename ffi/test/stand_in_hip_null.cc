@@ -4,7 +4,7 @@
 // Call records, in threads of its own, so that a call gives right results if and only if the host side prepared it right.
 // Environment variables, read at every call, script what goes wrong:
 //
-//   STAND_IN_FAIL=function:error[:device],...   functions that return an error
+//   STAND_IN_FAIL=function:error[:device],...   functions that return an error; stand_in_fail() adds some for a thread
 //   STAND_IN_DEVICES, STAND_IN_MULTIPROCESSORS, STAND_IN_OCCUPANCY, STAND_IN_ARCHITECTURE   what is there
 //   STAND_IN_LOG=text                           the compiler refuses with this log
 //   STAND_IN_WEIGHTS=bfloat16                   of the program that is launched; else float32
@@ -16,6 +16,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "host/variant.h"
@@ -31,8 +32,9 @@ constexpr int kArchitectureAt = 1160;
 
 std::mutex mutex;
 std::map<std::string, int> counts;
-std::map<void*, std::vector<std::thread>> streams;
-thread_local int device = 0;
+std::map<std::pair<int, void*>, std::vector<std::thread>> streams;  // by device and stream
+thread_local int device = 0;  // current
+thread_local std::string own_script;
 
 int number(const char* name, int usual) {
   const char* text = std::getenv(name);
@@ -46,7 +48,7 @@ int enter(const char* function) {
     ++counts[function];
   }
   const char* script = std::getenv("STAND_IN_FAIL");
-  std::istringstream entries(script ? script : "");
+  std::istringstream entries(own_script + "," + (script ? script : ""));
   for (std::string entry; std::getline(entries, entry, ',');) {
     char name[64] = {};
     int error = 0, where = -1;
@@ -60,7 +62,7 @@ void wait(void* stream) {
   std::vector<std::thread> running;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    running.swap(streams[stream]);
+    running.swap(streams[{device, stream}]);
   }
   for (std::thread& thread : running) thread.join();
 }
@@ -98,6 +100,8 @@ STAND_IN int stand_in_count(const char* function) {
   std::lock_guard<std::mutex> lock(mutex);
   return counts[function];
 }
+
+STAND_IN void stand_in_fail(const char* script) { own_script = script; }
 
 STAND_IN int hipInit(unsigned) { return enter("hipInit"); }
 STAND_IN const char* hipGetErrorName(int error) {
@@ -137,7 +141,7 @@ STAND_IN int hipDeviceGetAttribute(int* value, int which, int) {
 }
 STAND_IN int hipGetDevicePropertiesR0600(void* properties, int) {
   const char* name = std::getenv("STAND_IN_ARCHITECTURE");
-  std::strcpy(static_cast<char*>(properties) + kArchitectureAt, name ? name : "gfx942:sramecc+:xnack-");
+  std::strcpy(static_cast<char*>(properties) + kArchitectureAt, name ? name : "host:sramecc+:xnack-");
   return enter("hipGetDevicePropertiesR0600");
 }
 
@@ -216,7 +220,7 @@ STAND_IN int hipModuleLaunchCooperativeKernel(void* function, unsigned x, unsign
   if (std::strcmp(static_cast<const char*>(function), "mono_decode")) return 0;
   const auto* calls = *static_cast<const Call* const*>(arguments[0]);
   std::lock_guard<std::mutex> lock(mutex);
-  streams[stream].emplace_back([calls, x] { run(calls, int(x)); });
+  streams[{device, stream}].emplace_back([calls, x] { run(calls, int(x)); });
   return 0;
 }
 STAND_IN int hipDeviceEnablePeerAccess(int, unsigned) { return enter("hipDeviceEnablePeerAccess"); }

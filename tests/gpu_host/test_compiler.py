@@ -1,0 +1,60 @@
+"""Programs compile for NVIDIA GPUs with the real compiler, where it is installed; it needs no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny
+
+from jax_mono import native
+from jax_mono.plan import GPU, make_plan
+from jax_mono.record import plan_record
+
+PROGRAM = """\
+#include "kernel/call.h"
+#include "shape.h"
+extern "C" __global__ void mono_decode(const mono::Call* calls) { calls->outputs.status[0] = helper(); }
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nvrtc() -> None:
+    report = native.gpu_report("cuda")
+    if report.compiler_error:
+        pytest.skip(report.compiler_error)
+
+
+def compile_entry(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str) -> bytes:
+    """Compiles the library's sources with another entry."""
+    for name, source in native.kernel_sources().items() | {("kernel/entry/sm_90a.h", text)}:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(source)
+    (directory / "kernel/entry/sm_90a.h").write_text(text)
+    monkeypatch.setenv("JAX_MONO_KERNELS", str(directory))
+    record = plan_record(make_plan(tiny("llama"), target=GPU))
+    return native.compile_program("cuda", record, 1, architecture="sm_90a", shared_memory=227 << 10)
+
+
+def test_headers_find_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    helper = "namespace { int helper() { return 7; } }\n"  # code is for the device unless it says otherwise
+    code = compile_entry(monkeypatch, tmp_path, helper + PROGRAM)
+    assert code.startswith(b"\x7fELF")
+    assert b"mono_decode" in code
+
+
+def test_the_log_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(
+        native.NativeError, match=r"NVRTC .* could not compile mono_sm_90a with --gpu-architecture=sm_90a"
+    ):
+        compile_entry(monkeypatch, tmp_path, PROGRAM)
+    with pytest.raises(
+        native.NativeError, match=r'kernel/entry/sm_90a.h\(3\): error: identifier "helper" is undefined'
+    ):
+        compile_entry(monkeypatch, tmp_path, PROGRAM)
+
+
+def test_the_library_carries_the_sources() -> None:
+    sources = native.kernel_sources()
+    root = Path(__file__).parents[2] / "ffi"
+    assert sources == {str(path.relative_to(root)): path.read_text() for path in (root / "kernel").rglob("*.h")}
