@@ -62,7 +62,7 @@ def make_request(**changes: object) -> CallRequest:
     """A greedy request for one token after token 1 at position 0, unless something else is asked for."""
     fields: dict[str, object] = {
         "position": 0,
-        "first_token": 1,
+        "num_forced": 1,
         "budget": 1,
         "session": 0,
         "seed": np.zeros(2, np.uint32),
@@ -73,7 +73,7 @@ def make_request(**changes: object) -> CallRequest:
         "repetition_penalty": 1.0,
         "stops": np.full(1, -1, np.int32),
         "history": np.full(1, -1, np.int32),
-        "forced": np.zeros(0, np.int32),
+        "forced": np.ones(1, np.int32),
     }
     floats = ("temperature", "top_p", "min_p", "repetition_penalty")
     typed = {

@@ -114,7 +114,7 @@ def _call_on_some(decoder: Decoder) -> Callable[[int], jax.Array]:
     ints, floats = make_request().words()
     nothing = np.full(1, -1, np.int32)
     rope = jnp.asarray(rope_table(plan.config, decoder.context))
-    shared = (tapes.embed, rope, ints, floats, nothing, nothing, np.zeros(0, np.int32))
+    shared = (tapes.embed, rope, ints, floats, nothing, nothing, np.ones(1, np.int32))
 
     def program(some: int) -> jax.Array:
         def on_device(own: tuple[jax.Array, ...], shared: tuple[jax.Array, ...]) -> jax.Array:
@@ -206,6 +206,10 @@ def test_settings_that_are_no_numbers(value: str, monkeypatch: pytest.MonkeyPatc
 # What the native side refuses when it runs --------------------------------------------------------------------------
 
 
+def words(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
 @pytest.fixture(scope="module", params=["threads", "mesh"])
 def kernel(request: pytest.FixtureRequest) -> Callable[..., jax.Array]:
     """The resident program of two devices on its own, all of its request traced; returns its tokens."""
@@ -219,8 +223,8 @@ def kernel(request: pytest.FixtureRequest) -> Callable[..., jax.Array]:
         return call(request, mode=Mode.GENERATE, room=4).tokens
 
     def tokens(**changes: object) -> list[int]:
-        fields = {"history": np.array([1, 7, -1, -1], np.int32), "budget": 4, **changes}
-        return np.asarray(run(make_request(**fields))).tolist()
+        fields = {"history": words(1, 7, -1, -1), "forced": words(1, 7, 500, -1), "num_forced": 2, "budget": 4}
+        return np.asarray(run(make_request(**(fields | changes)))).tolist()
 
     return tokens
 
@@ -231,14 +235,19 @@ NO_SAMPLING = "temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, repetition_pen
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"first_token": -1}, "token -1 is outside the vocabulary of 128"),
-        ({"first_token": 128}, "token 128 is outside the vocabulary of 128"),
-        ({"history": np.array([1, 2**31 - 1, -1, -1], np.int32)}, "token 2147483647 is outside the vocabulary of 128"),
+        ({"forced": words(-1, 7, 7, 7)}, "token -1 is outside the vocabulary of 128"),
+        ({"forced": words(1, 128, 7, 7)}, "token 128 is outside the vocabulary of 128"),
+        ({"num_forced": 3}, "token 500 is outside the vocabulary of 128"),
+        ({"num_forced": 0}, "0 tokens to feed, must be between 1 and 4"),
+        ({"num_forced": -1}, "-1 tokens to feed, must be between 1 and 4"),
+        ({"num_forced": 5}, "5 tokens to feed, must be between 1 and 4"),
+        ({"history": words(1, 2**31 - 1, -1, -1)}, "token 2147483647 is outside the vocabulary of 128"),
+        ({"history": words(-1, 7, -1, -1)}, "token -1 is outside the vocabulary of 128"),
         ({"budget": 0}, "a budget of 0 tokens for room for 4"),
         ({"budget": 5}, "a budget of 5 tokens for room for 4"),
-        ({"position": -1}, "position -1 + budget 4 is beyond the KV cache's 128 positions"),
-        ({"position": 125}, "position 125 + budget 4 is beyond the KV cache's 128 positions"),
-        ({"position": 2**31 - 1}, "position 2147483647 + budget 4 is beyond the KV cache's 128 positions"),
+        ({"position": -1}, "position -1 + 5 tokens is beyond the KV cache's 128 positions"),
+        ({"position": 124}, "position 124 + 5 tokens is beyond the KV cache's 128 positions"),
+        ({"position": 2**31 - 1}, "position 2147483647 + 5 tokens is beyond the KV cache's 128 positions"),
         ({"session": 2**30}, "session 1073741824 is closed"),
         ({"temperature": -1.0}, NO_SAMPLING),
         ({"temperature": np.nan}, NO_SAMPLING),
@@ -259,6 +268,13 @@ def test_traced_values_are_checked_when_the_call_runs(
     with pytest.raises(KernelError, match="jax_mono: " + re.escape(message)):
         kernel(**changes)
     assert len(kernel()) == 4
+
+
+def test_what_comes_after_the_tokens_to_feed_does_not_matter(kernel: Callable[..., list[int]]) -> None:
+    tokens = kernel()
+    assert kernel(forced=words(1, 7, -(2**31), 3)) == tokens
+    assert kernel(forced=words(1, 8, 500, -1)) != tokens
+    assert len(kernel(position=123)) == 4  # fills the cache to its end
 
 
 def test_padding_of_stops_stops_nothing(kernel: Callable[..., list[int]]) -> None:
@@ -328,7 +344,6 @@ def test_other_operands_of_another_shape(small: Decoder) -> None:
         ({"k": cache.k[..., :8]}, "k_cache has shape [2, 1, 1, 128, 8]"),
         ({"v": cache.v[:, :, :, :64]}, "v_cache has shape [2, 1, 1, 64, 16]"),
         ({"v": cache.v.view(jnp.uint32)}, "tapes, embedding and KV cache must all be stored as"),
-        ({"forced": np.zeros(3, np.int32)}, "forced has shape [3], the plan needs [0]"),
     ):
         with pytest.raises(KernelError, match="jax_mono: " + re.escape(message)):
             run(**wrong)

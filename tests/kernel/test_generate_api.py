@@ -272,9 +272,14 @@ def test_a_program_that_asks_for_too_much_is_refused_when_it_runs(donating: Trac
     for _ in range(3):
         out = run(16, out.cache)
     assert int(out.cache.end) == 112
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"position 123 \+ budget 16 is beyond the KV cache's 128"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"position 111 \+ 28 tokens is beyond the KV cache's 128"):
         run(16, out.cache)
     assert int(run(16).count) == 16
+
+
+def test_a_program_without_a_token_to_start_from_is_refused_when_it_runs(donating: Traced, decoder: Decoder) -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match="0 tokens to feed, must be between 1 and 32"):
+        jax.block_until_ready(donating(decoder.new_cache(), padded([]), length=0, budget=4, sampling=Sampling()))
 
 
 @pytest.mark.parametrize(
@@ -295,6 +300,15 @@ def test_a_prompt_with_an_impossible_token_is_refused(donating: Traced, decoder:
         jax.block_until_ready(donating(decoder.new_cache(), prompt, length=12, budget=4, sampling=Sampling()))
     out = donating(decoder.new_cache(), padded(PROMPT), length=12, budget=4, sampling=Sampling())
     assert int(out.count) == 4
+
+
+def test_an_impossible_token_in_a_long_prompt(donating: Traced, decoder: Decoder) -> None:
+    """The Flax layers take the prompt in before anything is checked."""
+    prompt = some_tokens(40)
+    prompt[3] = -1
+    with pytest.raises(jax.errors.JaxRuntimeError, match="token -1 is outside the vocabulary of 128"):
+        out = donating(decoder.new_cache(), padded(prompt, 64), length=40, budget=4, sampling=Sampling())
+        jax.block_until_ready(out)
 
 
 def test_tokens_after_the_length_are_ignored(donating: Traced, decoder: Decoder) -> None:

@@ -1,7 +1,8 @@
-"""A prompt that the Flax layers take in at once leaves what the resident program would have left, token by token."""
+"""However a prompt gets in, it leaves the same: by the Flax layers at once, or by the resident program token by token."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -12,9 +13,11 @@ from jax.typing import DTypeLike
 from kernel.common import Form, call_kernel, make_decoder, make_request, some_tokens
 from tiny import tiny
 
-from jax_mono import decode
+from jax_mono import decode, native
+from jax_mono import decoder as decoder_module
 from jax_mono.call import CallResult, Mode
 from jax_mono.config import ModelConfig
+from jax_mono.decode import Cache, Finish, Generation
 from jax_mono.decoder import Decoder
 from jax_mono.tape import as_weights
 
@@ -23,7 +26,7 @@ SMOL = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 8, "hidden_size": 72, "in
 
 def feed(decoder: Decoder, tokens: list[int]) -> CallResult:
     """Takes all tokens through the resident program, one after the other; keeps its KV cache."""
-    request = make_request(budget=len(tokens), forced=np.array(tokens, np.int32))
+    request = make_request(budget=len(tokens), num_forced=len(tokens), forced=np.array(tokens, np.int32))
     return call_kernel(decoder, request, mode=Mode.SCORE, room=len(tokens), want_logits=True)
 
 
@@ -62,6 +65,7 @@ def test_prefill_equals_feeding_token_by_token(
     monkeypatch.setattr(decode, "PREFILL_CHUNK", 16)
     decoder = make_decoder(tiny(family, **overrides), devices=devices, blocks=blocks, form=form, dtype=dtype)
     prompt = some_tokens(40)
+    assert len(prompt) > decode.SHORT_PROMPT
     output, fed = decoder.generate(prompt, max_new_tokens=1), feed(decoder, prompt)
     assert int(output.cache.fed) == len(prompt) and int(output.cache.end) == len(prompt) + 1
     # A bfloat16 cache holds values of order 1 and may be rounded the other way.
@@ -87,13 +91,33 @@ def test_prompts_longer_than_a_chunk() -> None:
     assert output.tokens[0] == int(np.argmax(last_logprobs(decoder, fed)))
 
 
-@pytest.fixture(scope="module", params=["llama", "laneformer"])
+@pytest.fixture(scope="module", params=["llama", "laneformer", "laneformer over a mesh"])
 def talker(request: pytest.FixtureRequest) -> Decoder:
-    shape = {"llama": {"blocks": 2}, "laneformer": {"devices": 4, "blocks": 2}}[request.param]
-    config: ModelConfig = tiny(request.param)
+    shape = {
+        "llama": {"blocks": 2},
+        "laneformer": {"devices": 4, "blocks": 2},
+        "laneformer over a mesh": {"devices": 2, "form": "mesh"},
+    }[request.param]
+    config: ModelConfig = tiny(request.param.split()[0])
     return make_decoder(config, **shape)
 
 
+@pytest.fixture
+def flax_takes_prompts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of a prompt but its last token goes through the Flax layers, however short it is."""
+    monkeypatch.setattr(decode, "SHORT_PROMPT", 1)
+    decoder_module._generate.clear_cache()
+    yield
+    decoder_module._generate.clear_cache()
+
+
+@pytest.fixture(params=["kernel", "flax"])
+def taken_in_by(request: pytest.FixtureRequest) -> None:
+    if request.param == "flax":
+        request.getfixturevalue("flax_takes_prompts")
+
+
+@pytest.mark.usefixtures("taken_in_by")
 def test_a_conversation_continues_as_if_it_were_one_text(talker: Decoder) -> None:
     first, second = some_tokens(12), some_tokens(9, seed=8)
     answer = talker.generate(first, max_new_tokens=10)
@@ -110,10 +134,10 @@ def test_a_conversation_continues_as_if_it_were_one_text(talker: Decoder) -> Non
     assert continued.tokens == at_once.tokens
     np.testing.assert_allclose(continued.logprobs, at_once.logprobs, atol=2e-5)
     assert (int(continued.cache.end), int(continued.cache.fed)) == (41, 40)
-    for part, whole in ((continued.cache.k, at_once.cache.k), (continued.cache.v, at_once.cache.v)):
-        np.testing.assert_allclose(part, whole, rtol=0, atol=1e-5)
+    assert_same_caches(continued.cache, at_once.cache, 1e-5)
 
 
+@pytest.mark.usefixtures("taken_in_by")
 def test_an_empty_prompt_goes_on_where_the_last_answer_ended(talker: Decoder) -> None:
     prompt = some_tokens(12)
     whole = talker.generate(prompt, max_new_tokens=16)
@@ -122,3 +146,89 @@ def test_an_empty_prompt_goes_on_where_the_last_answer_ended(talker: Decoder) ->
     assert part.tokens + rest.tokens == whole.tokens
     assert part.logprobs + rest.logprobs == whole.logprobs
     assert int(rest.cache.fed) == int(whole.cache.fed) == 27
+
+
+def assert_same_caches(actual: Cache, expected: Cache, bound: float) -> None:
+    for filled, wanted in ((actual.k, expected.k), (actual.v, expected.v)):
+        np.testing.assert_allclose(filled, wanted, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32])
+def test_a_short_prompt_is_fed_by_the_resident_program(talker: Decoder, length: int) -> None:
+    """To the last bit what scoring leaves, which feeds every token; the Flax layers round differently."""
+    prompt = some_tokens(length, seed=length)
+    assert length <= decode.SHORT_PROMPT
+    output, fed = talker.generate(prompt, max_new_tokens=1), feed(talker, prompt)
+    np.testing.assert_array_equal(output.cache.k, fed.k_cache)
+    np.testing.assert_array_equal(output.cache.v, fed.v_cache)
+    assert (int(output.cache.end), int(output.cache.fed)) == (length + 1, length)
+
+
+def test_short_prompts_give_the_same_by_either_way(talker: Decoder, request: pytest.FixtureRequest) -> None:
+    first, second = some_tokens(12), some_tokens(9, seed=8)
+
+    def talk() -> list[decoder_module.Output]:
+        answer = talker.generate(first, max_new_tokens=8)
+        kept = jax.tree.map(jnp.copy, answer.cache)
+        again = talker.generate(second, max_new_tokens=8, cache=answer.cache)
+        return [replace(answer, cache=kept), again]
+
+    by_kernel = talk()
+    request.getfixturevalue("flax_takes_prompts")
+    for fed, prefilled in zip(by_kernel, talk(), strict=True):
+        assert fed.tokens == prefilled.tokens
+        np.testing.assert_allclose(fed.logprobs, prefilled.logprobs, atol=2e-5)
+        assert_same_caches(fed.cache, prefilled.cache, 1e-5)
+        for name in ("tokens", "end", "fed"):
+            np.testing.assert_array_equal(getattr(fed.cache, name), getattr(prefilled.cache, name))
+    assert (np.asarray(by_kernel[0].cache.k) != np.asarray(prefilled.cache.k)).any(), "both went the same way"
+
+
+def stopped_at_once(talker: Decoder, cache: Cache, prompt: list[int], deadline: float | None) -> Generation:
+    """A call that finds its deadline passed, or without one itself cancelled, when it starts."""
+    session = native.Session(16, deadline)
+    if deadline is None:
+        session.cancel()
+    out = decoder_module._generate(
+        talker.plan, talker.tapes, cache, np.array(prompt, np.int32), np.zeros(2, np.uint32), room=16,
+        session=session.id, mesh=talker.mesh,
+    )  # fmt: skip
+    jax.block_until_ready(out)
+    assert session.read(0) == []
+    session.close()
+    return out
+
+
+@pytest.mark.parametrize(("deadline", "finish"), [(None, Finish.CANCELLED), (1e-9, Finish.DEADLINE)])
+def test_stopped_within_a_prompt(talker: Decoder, deadline: float | None, finish: Finish) -> None:
+    """No token comes out, and the conversation goes on as if nobody had stopped it."""
+    prompt, more = some_tokens(12), some_tokens(24, seed=8)
+    out = stopped_at_once(talker, talker.new_cache(), prompt, deadline)
+    assert (int(out.count), int(out.finish)) == (0, finish)
+    assert (np.asarray(out.tokens) == -1).all() and not np.asarray(out.logprobs).any()
+    assert (int(out.cache.end), int(out.cache.fed)) == (12, 0)
+    whole = talker.generate(prompt, max_new_tokens=8)
+    rest = talker.generate([], max_new_tokens=8, cache=out.cache)
+    assert rest.tokens == whole.tokens and rest.logprobs == whole.logprobs
+
+    # The same in a second turn, whose prompt is too long for the resident program when it comes again with more.
+    second = stopped_at_once(talker, whole.cache, prompt, deadline)
+    assert (int(second.count), int(second.finish)) == (0, finish)
+    assert (int(second.cache.end), int(second.cache.fed)) == (32, 19)
+    continued = talker.generate(more, max_new_tokens=8, cache=second.cache)
+    at_once = talker.generate(prompt + whole.tokens + prompt + more, max_new_tokens=8)
+    assert continued.tokens == at_once.tokens
+    assert_same_caches(continued.cache, at_once.cache, 1e-5)
+
+
+def test_a_deadline_that_passes_while_a_prompt_is_fed() -> None:
+    """The call ends with the token at work, long before the prompt is in."""
+    config = tiny("llama", hidden_size=512, intermediate_size=4096, num_layers=6, vocab_size=4096)
+    decoder = make_decoder(config)
+    prompt = some_tokens(decode.SHORT_PROMPT)
+    decoder.generate(prompt, max_new_tokens=4)  # compiles
+    whole = decoder.generate(prompt, max_new_tokens=4)
+    stopped = decoder.generate(prompt, max_new_tokens=4, deadline=0.2 * whole.seconds)
+    assert stopped.finish == Finish.DEADLINE and stopped.tokens == []
+    assert int(stopped.cache.fed) == 0
+    assert decoder.generate([], max_new_tokens=4, cache=stopped.cache).tokens == whole.tokens

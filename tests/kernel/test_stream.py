@@ -134,8 +134,8 @@ def test_cancelling_keeps_the_tokens_so_far(busy: Decoder) -> None:
         assert take(uninterrupted, len(streamed)) == streamed
 
 
-def test_a_cancel_ends_the_call_with_the_token_at_work(busy: Decoder) -> None:
-    """The token at work when the cancel comes is the last one."""
+def test_a_cancel_ends_the_call_within_two_tokens(busy: Decoder) -> None:
+    """Whether to go on is asked when a token begins: the one at work ends, and at most one more."""
     late = []
     for _ in range(8):
         with busy.stream(PROMPT, max_new_tokens=LONG) as tokens:
@@ -144,7 +144,7 @@ def test_a_cancel_ends_the_call_with_the_token_at_work(busy: Decoder) -> None:
             produced = 3 + len(tokens._ready)
             tokens.cancel()
             late.append(len(tokens.result().tokens) - produced)
-    assert min(late) <= 1 and sorted(late)[4] <= 3  # a busy machine may keep this thread from cancelling at once
+    assert min(late) <= 2 and sorted(late)[4] <= 4  # a busy machine may keep this thread from cancelling at once
 
 
 def test_leaving_the_block_ends_the_call(busy: Decoder) -> None:
@@ -168,10 +168,10 @@ def test_an_exception_in_the_consumer_ends_the_call(busy: Decoder) -> None:
 
 def test_a_deadline_ends_the_call_with_what_it_has(busy: Decoder) -> None:
     started = time.monotonic()
-    output = busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.15)
-    assert 0.15 <= time.monotonic() - started < 3
+    output = busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.4)
+    assert 0.4 <= time.monotonic() - started < 3
     assert output.finish == Finish.DEADLINE and 1 <= len(output.tokens) < LONG
-    longer = busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.3)
+    longer = busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.8)
     assert longer.tokens[: len(output.tokens)] == output.tokens[: len(longer.tokens)]
 
 
@@ -228,7 +228,7 @@ def test_a_forgotten_stream_ends_its_call(busy: Decoder) -> None:
     busy.stream(PROMPT, max_new_tokens=LONG)
     gc.collect()
     wait_until(lambda: not stream._running, "a forgotten call runs on", seconds=2.0)
-    assert len(busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.05).tokens) >= 1
+    assert busy.generate(PROMPT, max_new_tokens=LONG, deadline=0.05).finish == Finish.DEADLINE
 
 
 def test_an_error_in_the_call_reaches_the_consumer(quick: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
