@@ -162,7 +162,7 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
     top_n = int(case.options.get("top_n", 0))
     request = CallRequest(
         position=np.int32(0),
-        first_token=tokens[0],
+        num_forced=np.int32(len(tokens) if case.score else 1),
         budget=np.int32(case.steps),
         session=np.int32(0),
         seed=np.asarray([3, 4], np.uint32),
@@ -173,7 +173,7 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
         repetition_penalty=np.float32(case.options.get("repetition_penalty", 1.0)),
         stops=np.asarray([-1], np.int32),
         history=np.asarray([tokens[0], -1], np.int32),
-        forced=tokens if case.score else tokens[:0],
+        forced=tokens if case.score else tokens[:1],
     )
     mode = Mode.SCORE if case.score else Mode.GENERATE
     call = jax.jit(

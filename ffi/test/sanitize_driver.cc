@@ -111,9 +111,8 @@ Request make_request(Operands& file) {
   r.num_stops = i32(file.count<i32>("stops"));
   r.history = file.data<i32>("history");
   r.num_history = i32(file.count<i32>("history"));
-  const char* fed = r.mode == kScore ? "forced" : "first_token";
-  r.forced = file.data<i32>(fed);
-  r.num_forced = i32(file.count<i32>(fed));
+  r.forced = file.data<i32>("forced");
+  r.num_forced = file.integer("num_forced");
   return r;
 }
 
