@@ -28,8 +28,8 @@ PREFILL_CHUNK = 128
 """Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
 
 SHORT_PROMPT = 32
-"""So many new tokens at most are fed through the resident program itself: the Flax layers first unpack every matrix, which
-costs as much as some tens of tokens."""
+"""So many new tokens at most are fed through the resident program itself. The Flax layers first unpack every matrix,
+which costs as much as some tens of tokens."""
 
 
 class Finish(enum.IntEnum):

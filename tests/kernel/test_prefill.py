@@ -1,4 +1,4 @@
-"""However a prompt gets in, it leaves the same: by the Flax layers at once, or by the resident program token by token."""
+"""A prompt leaves the same whether the Flax layers take it in at once or the resident program token by token."""
 
 from __future__ import annotations
 
