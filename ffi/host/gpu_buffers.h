@@ -31,7 +31,4 @@ struct GpuBuffers {
 std::shared_ptr<GpuBuffers> take_buffers(const Driver& driver, int ordinal, const Program& program,
                                          const std::string& record, i32 first, i32 local, void* stream);
 
-// The same for host memory of any use; holds at least `bytes`.
-std::shared_ptr<HostMemory> take_host_memory(const Driver& driver, int ordinal, size_t bytes);
-
 }  // namespace mono

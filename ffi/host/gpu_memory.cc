@@ -1,7 +1,8 @@
 #include "host/gpu_memory.h"
 
-#include <cstring>
 #include <exception>
+
+#include "host/pool.h"
 
 namespace mono {
 namespace {
@@ -38,7 +39,6 @@ HostMemory::HostMemory(const Driver& driver, int ordinal, size_t bytes)
     : driver_(&driver), ordinal_(ordinal), bytes_(bytes) {
   const Current current(driver, ordinal);
   data_ = static_cast<char*>(driver.allocate_host(at_least_one(bytes)));
-  std::memset(data_, 0, bytes);
 }
 
 HostMemory::~HostMemory() {
@@ -55,6 +55,13 @@ void HostMemory::swap(HostMemory& other) noexcept {
   std::swap(ordinal_, other.ordinal_);
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+}
+
+std::shared_ptr<HostMemory> take_host_memory(const Driver& driver, int ordinal, size_t bytes) {
+  static auto& pool = *new Pool<const Driver*, HostMemory>;  // never destroyed: the driver goes first at exit
+  return pool.take(
+      &driver, [&](const Driver* other, const HostMemory& memory) { return other == &driver && memory.bytes() >= bytes; },
+      [&] { return std::make_unique<HostMemory>(driver, ordinal, bytes < 65536 ? 65536 : bytes); });
 }
 
 }  // namespace mono

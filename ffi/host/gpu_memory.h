@@ -1,6 +1,7 @@
 // Memory of a GPU, and host memory that GPUs reach, owned by objects.
 #pragma once
 
+#include <memory>
 #include <utility>
 
 #include "host/driver.h"
@@ -32,7 +33,7 @@ class DeviceMemory {
   size_t bytes_ = 0;
 };
 
-// Pinned; the kernels of all devices reach it under the same address while they run. Starts as zeros.
+// Pinned; the kernels of all devices reach it under the same address while they run.
 class HostMemory {
  public:
   HostMemory() = default;
@@ -55,5 +56,9 @@ class HostMemory {
   char* data_ = nullptr;
   size_t bytes_ = 0;
 };
+
+// Host memory of at least `bytes` that nobody uses; it returns to the others when the last reference goes. Freeing it could
+// wait for a program that runs.
+std::shared_ptr<HostMemory> take_host_memory(const Driver& driver, int ordinal, size_t bytes);
 
 }  // namespace mono

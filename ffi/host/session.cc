@@ -31,8 +31,8 @@ HostSession::HostSession(i32 capacity, i64 deadline, const Driver* driver) : dri
   const size_t bytes = kRecordBytes + size_t(capacity) * (sizeof(i32) + sizeof(float));
   char* at;
   if (driver) {
-    pinned_ = HostMemory(*driver, 0, bytes);
-    at = pinned_.data();
+    pinned_ = take_host_memory(*driver, 0, bytes);
+    at = pinned_->data();
   } else {
     own_.resize((bytes + 7) / 8);
     at = reinterpret_cast<char*>(own_.data());

@@ -26,8 +26,8 @@ class HostSession {
 
  private:
   const Driver* driver_;
-  std::vector<u64> own_;  // either this
-  HostMemory pinned_;     // or this holds the record and its arrays
+  std::vector<u64> own_;                // either this
+  std::shared_ptr<HostMemory> pinned_;  // or this holds the record and its arrays
   Session* shared_;
 };
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from gpu_host.stand_in import Device
-from kernel.common import Form, make_decoder, some_tokens
+from kernel.common import Form, call_kernel, make_decoder, make_request, some_tokens
 from tiny import tiny
 
 from jax_mono.sampling import Sampling
@@ -44,3 +45,15 @@ def test_a_conversation_goes_on(form: tuple[Form, int], request: pytest.FixtureR
     expected = talk()
     request.getfixturevalue("device")
     assert talk() == expected
+
+
+def test_the_benchmark_is_another_kernel(request: pytest.FixtureRequest) -> None:
+    decoder = make_decoder(tiny("llama"))
+    stream = 2  # kStreamBenchmark in ffi/host/operands.h
+    with pytest.raises(jax.errors.JaxRuntimeError, match="this mode runs on GPUs only"):
+        call_kernel(decoder, make_request(), mode=stream, room=1)
+    device: Device = request.getfixturevalue("device")
+    launched = device.count("hipModuleLaunchCooperativeKernel")
+    status = call_kernel(decoder, make_request(), mode=stream, room=1).status
+    assert np.asarray(status).tolist() == [0, 0]  # nothing was computed
+    assert device.count("hipModuleLaunchCooperativeKernel") == launched + 1
