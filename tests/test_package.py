@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.resources
 import subprocess
@@ -25,10 +24,6 @@ def run_python(code: str, cwd: Path) -> str:
     process = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
-
-
-def files_below(directory: Path) -> dict[Path, bytes]:
-    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_version_has_a_single_source() -> None:
@@ -73,12 +68,11 @@ def test_models_are_part_of_the_package(tmp_path: Path) -> None:
     assert run_python("import jax_mono.models as m; print(m.__name__)", tmp_path) == "jax_mono.models"
 
 
-def test_kernel_sources_are_installed_whole() -> None:
-    source = CHECKOUT / "ffi" / "kernel"
-    (directory,) = importlib.import_module("jax_mono.ffi.kernel").__path__
-    expected = files_below(source)
-    assert expected
-    assert files_below(Path(directory)) == expected
+def test_the_library_carries_the_kernel_sources() -> None:
+    ffi = CHECKOUT / "ffi"
+    sources = {path.relative_to(ffi).as_posix(): path.read_text() for path in (ffi / "kernel").rglob("*.h")}
+    assert sources
+    assert native.kernel_sources() == sources
 
 
 def test_type_hints_are_announced() -> None:

@@ -52,9 +52,3 @@ def test_the_log_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         native.NativeError, match=r'kernel/entry/sm_90a.h\(3\): error: identifier "helper" is undefined'
     ):
         compile_entry(monkeypatch, tmp_path, PROGRAM)
-
-
-def test_the_library_carries_the_sources() -> None:
-    sources = native.kernel_sources()
-    root = Path(__file__).parents[2] / "ffi"
-    assert sources == {str(path.relative_to(root)): path.read_text() for path in (root / "kernel").rglob("*.h")}
