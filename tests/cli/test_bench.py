@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import jax
 import pytest
 
 from jax_mono import make_plan
+from jax_mono.cli import bench
 from jax_mono.cli.models import TINY
 
 WORK = ["--prompt-tokens", "4", "--new-tokens", "8", "--runs", "2"]
@@ -34,6 +36,34 @@ def test_random_weights_with_baseline(run) -> None:
     assert record["kv_cache_bytes"] == 2 * 4 * 2 * 12 * 16 * 2
     assert record["peak_rss_bytes"] >= record["rss_before_packing_bytes"] > 0
     assert record["times_baseline"] == pytest.approx(record["tokens_per_s"] / record["baseline_tokens_per_s"])
+    assert record["baseline_tokens"] == 2 * 8
+    speeds = [record[f"baseline_tokens_per_s{which}"] for which in ("_min", "", "_max")]
+    assert speeds == sorted(speeds) and speeds[0] > 0
+
+
+def test_the_baseline_ends_in_time(run) -> None:
+    """However slow it is, three tokens are timed; then the limit counts."""
+    arguments = ["--model", "tiny", "--random-weights", "--blocks", "1", *WORK]
+    ran = run("bench", *arguments, "--baseline", "flax", "--baseline-seconds", "1e-9")
+    assert "(median of 3 tokens)" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "enough"),
+    [
+        ([], False),
+        ([0.0, 100.0, 200.0], False),  # the first one only compiles
+        ([0.0, 100.0, 200.0, 300.0], True),
+        ([0.0, 1.0, 2.0, 3.0], False),
+        ([0.0, 1.0, 2.0, 59.0], False),
+        ([0.0, 1.0, 2.0, 60.0], True),
+        ([0.1 * index for index in range(2 * 8)], False),
+        ([0.1 * index for index in range(2 * 8 + 1)], True),
+    ],
+)
+def test_when_the_baseline_has_been_measured(arrivals: list[float], enough: bool) -> None:
+    arguments = argparse.Namespace(baseline_seconds=60.0, new_tokens=8, runs=2)
+    assert bench._enough(arrivals, arguments) == enough
 
 
 def test_table_of_a_checkpoint(run, chat_model: Path) -> None:
