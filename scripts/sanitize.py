@@ -63,7 +63,8 @@ class Case:
         devices: Devices.
         blocks: Blocks per device.
         what: The name of the path that is taken.
-        steps: Tokens.
+        steps: Tokens to generate or to score.
+        prompt: Tokens to feed before any is generated.
         score: Whether tokens are fed instead of drawn.
         dtype: Of the weights.
         meet: Whether every device comes from a thread of its own, as under ``jax.shard_map``.
@@ -80,6 +81,7 @@ class Case:
     blocks: int
     what: str
     steps: int = 6
+    prompt: int = 1
     score: bool = False
     dtype: str = "float32"
     meet: bool = False
@@ -109,6 +111,9 @@ def make_cases() -> list[Case]:
             Case(family, *size, "scored", steps=long, score=True),
             Case(family, *size, "scored with alternatives", score=True, options={"top_n": 3}),
             Case(family, *size, "bfloat16", steps=long, dtype="bfloat16"),
+            Case(family, *size, "fed prompt", steps=20, prompt=21, options={"repetition_penalty": 1.2}),
+            Case(family, *size, "fed prompt, filtered", prompt=21, options=filters),
+            Case(family, *size, "fed prompt, cancelled", steps=20, prompt=21, streams=True, cancel_after=0),
             Case(family, *size, "streamed", steps=long, streams=True),
             Case(family, *size, "cancelled", steps=CAPACITY, streams=True, cancel_after=2),
             Case(family, *size, "one call per device", steps=long, meet=True),
@@ -158,11 +163,12 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
     plan = make_plan(config, devices=case.devices, blocks=case.blocks)
     tapes = pack(plan, RandomSource(config, seed=1), dtype=case.dtype)
     rope, cache = rope_table(config, CAPACITY), empty_cache(plan, CAPACITY, case.dtype)
-    tokens = np.random.default_rng(2).integers(0, config.vocab_size, case.steps).astype(np.int32)
+    fed = case.steps if case.score else case.prompt
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, fed).astype(np.int32)
     top_n = int(case.options.get("top_n", 0))
     request = CallRequest(
         position=np.int32(0),
-        num_forced=np.int32(len(tokens) if case.score else 1),
+        num_forced=np.int32(fed),
         budget=np.int32(case.steps),
         session=np.int32(0),
         seed=np.asarray([3, 4], np.uint32),
@@ -172,8 +178,8 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
         min_p=np.float32(case.options.get("min_p", 0.0)),
         repetition_penalty=np.float32(case.options.get("repetition_penalty", 1.0)),
         stops=np.asarray([-1], np.int32),
-        history=np.asarray([tokens[0], -1], np.int32),
-        forced=tokens if case.score else tokens[:1],
+        history=np.append(tokens, np.int32(-1)),
+        forced=tokens,
     )
     mode = Mode.SCORE if case.score else Mode.GENERATE
     call = jax.jit(
@@ -268,13 +274,13 @@ RACES = {
     ),
     "every split writes the KV cache": (
         "ffi/kernel/attention.h",
-        "if ((position / chunk) % h.kv_splits == split) {",
-        "{",
+        "visible.last_chunk % h.kv_splits == split;",
+        "true;",
     ),
     "blocks share scratch memory": (
-        "ffi/kernel/block.h",
-        "base += Scratch<T>(c.plan, c.device, b, nullptr).words;",
-        "base += Scratch<T>(c.plan, c.device, b, nullptr).words - 8;",
+        "ffi/host/variant_body.h",
+        "near += scratch_bytes<T>(call.plan, call.device, b);",
+        "near += scratch_bytes<T>(call.plan, call.device, b) - 64;",
     ),
     "tokens are not released to the host": (
         "ffi/kernel/arch/host.h",
@@ -297,8 +303,8 @@ OVERRUNS = {
 WRONG_TOKENS = {
     "a block takes the word of the token before": (
         "ffi/kernel/handoff.h",
-        "if (u32(word >> 32) == tag) return u32(word);\n    return failed",
-        "if (u32(word >> 32) + 1 >= tag) return u32(word);\n    return failed",
+        "if (arch::tag_of(word) == tag) return word;\n    return failed",
+        "if (arch::tag_of(word) + 1 >= tag) return word;\n    return failed",
     ),
 }
 MUTANTS = {"thread": RACES | WRONG_TOKENS, "address": OVERRUNS | WRONG_TOKENS}
