@@ -7,6 +7,7 @@
 // The sizes of the scratch memory, as the kernel carves it; nothing of this namespace runs here.
 #define MONO_VARIANT gpu_sizes
 #define MONO_DEVICE inline
+#define MONO_OUTLINE inline
 #define MONO_ROLLED
 #define MONO_UNROLLED
 #include "kernel/simt/workspace.h"
@@ -22,7 +23,7 @@ struct Architecture {
   i32 copies_in_flight;    // of the ring; more of them slow each other down
   i32 static_bytes;        // of shared memory that the kernel declares itself, at most
 };
-constexpr Architecture kArchitectures[] = {{"sm_90a", 32, 16, 4, 1024}, {"gfx942", 0, 0, 0, 1024}};
+constexpr Architecture kArchitectures[] = {{"sm_90a", 128, 16, 4, 1024}, {"gfx942", 0, 0, 0, 1024}};
 
 constexpr i64 kChunkBytes = kChunkWords * 2;
 constexpr i32 kMostChunks = 24;  // of a slot: 12 KiB a copy
@@ -60,16 +61,38 @@ i32 most_pieces(const Plan& plan, i32 slot_chunks) {
   return most;
 }
 
-std::string as_text(const Header& h) {
+// The header's fields as static constants of a struct, so that code written for Header finds them at compile time.
+std::string shape_struct(const Header& h) {
   std::ostringstream out;
-  out << std::hexfloat;
-  out << h.layer_words << "LL, " << h.head_words << "LL, " << h.magic << ", " << h.size << ", " << h.num_devices << ", "
-      << h.num_blocks << ", " << h.num_layers << ", " << h.num_lanes << ", " << h.hidden_size << ", " << h.vocab_size << ", "
-      << h.head_dim << ", " << h.queries_per_kv << ", " << h.kv_splits << ", " << h.kv_chunk << ", " << h.max_kv_heads << ", "
-      << h.max_vocab << ", " << h.tile_rows << ", " << h.tile_cols << ", " << h.rope_interleaved << ", " << h.qkv_bias << ", "
-      << h.qk_norm << ", " << h.head_kind << ", " << h.norm_eps << "f, " << h.hidden_width << ", " << h.floats_per_word << ", "
-      << h.weights_per_word << ", " << h.hidden_run << ", " << h.activation_run << ", " << h.logits_run << ", "
-      << h.history_layers;
+  out << std::hexfloat << "struct Shape {\n";
+  auto field = [&out](const char* name, i64 value) { out << "  static constexpr i32 " << name << " = " << value << ";\n"; };
+  field("num_devices", h.num_devices);
+  field("num_blocks", h.num_blocks);
+  field("num_layers", h.num_layers);
+  field("num_lanes", h.num_lanes);
+  field("hidden_size", h.hidden_size);
+  field("vocab_size", h.vocab_size);
+  field("head_dim", h.head_dim);
+  field("queries_per_kv", h.queries_per_kv);
+  field("kv_splits", h.kv_splits);
+  field("kv_chunk", h.kv_chunk);
+  field("max_kv_heads", h.max_kv_heads);
+  field("max_vocab", h.max_vocab);
+  field("tile_rows", h.tile_rows);
+  field("tile_cols", h.tile_cols);
+  field("rope_interleaved", h.rope_interleaved);
+  field("qkv_bias", h.qkv_bias);
+  field("qk_norm", h.qk_norm);
+  field("head_kind", h.head_kind);
+  field("hidden_width", h.hidden_width);
+  field("floats_per_word", h.floats_per_word);
+  field("weights_per_word", h.weights_per_word);
+  field("hidden_run", h.hidden_run);
+  field("activation_run", h.activation_run);
+  field("logits_run", h.logits_run);
+  field("history_layers", h.history_layers);
+  out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words << "LL;\n"
+      << "  static constexpr float norm_eps = " << h.norm_eps << "f;\n};\n";
   return out.str();
 }
 
@@ -103,7 +126,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
 
   std::ostringstream out;
   out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/plan.h\"\n\nnamespace mono {\n\n"
-      << "constexpr Header kShape = {" << as_text(h) << "};\n"
+      << shape_struct(h)
       << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
       << "constexpr u32 kSlots = " << arch->slots << ", kSlotBytes = " << slot_chunks * kChunkBytes

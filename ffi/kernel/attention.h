@@ -11,7 +11,7 @@ namespace mono::MONO_VARIANT {
 
 // Words of one query's part: maximum and sum first, then the unnormalised output.
 constexpr i32 kPartHead = words_for(2, kFloatsPerWord);
-MONO_DEVICE i32 part_words(const Header& h) { return kPartHead + words_for(h.head_dim, kFloatsPerWord); }
+MONO_DEVICE i32 part_words(Shape h) { return kPartHead + words_for(h.head_dim, kFloatsPerWord); }
 
 // Positions that a token attends to, in chunks.
 struct Visible {
@@ -19,7 +19,7 @@ struct Visible {
   i32 first_chunk, last_chunk;
   i32 splits;                 // that hold any of them: first_chunk % kv_splits and those that follow
 
-  MONO_DEVICE Visible(const Header& h, i32 window, i32 at) {
+  MONO_DEVICE Visible(Shape h, i32 window, i32 at) {
     position = at;
     first = window > 0 && at >= window ? at - window + 1 : 0;
     first_chunk = first / h.kv_chunk;
@@ -28,7 +28,7 @@ struct Visible {
     if (splits > h.kv_splits) splits = h.kv_splits;
   }
   // First visible chunk of a split; beyond last_chunk if it has none.
-  MONO_DEVICE i32 first_of(const Header& h, i32 split) const {
+  MONO_DEVICE i32 first_of(Shape h, i32 split) const {
     return first_chunk + (split - first_chunk % h.kv_splits + h.kv_splits) % h.kv_splits;
   }
 };
@@ -88,7 +88,7 @@ struct RowWords {
 // normalised (where the model does), rotated and rounded to the weight type.
 template <class T>
 MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head, bool owner) {
-  const Header& h = s.header;
+  Shape h = s.header;
   const i32 size = h.head_dim, group = h.queries_per_kv;
   const i32 lane = head / s.heads_per_lane(), in_lane = head - lane * s.heads_per_lane();
   const i32 q_rows = s.heads_per_lane() * group * size, kv_rows = s.heads_per_lane() * size;
@@ -125,7 +125,7 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head,
 
 template <class T>
 MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visible, i32 head, i32 split) {
-  const Header& h = s.header;
+  Shape h = s.header;
   const i32 size = h.head_dim, group = h.queries_per_kv;
   const bool owner = visible.last_chunk % h.kv_splits == split;
   const i64 cache = (i64(layer) * h.max_kv_heads + head) * s.call.kv_capacity * size;
@@ -168,7 +168,7 @@ MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
 // Joins the splits' partial softmaxes of all heads into the O product's input, then multiplies.
 template <class T>
 MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
-  const Header& h = s.header;
+  Shape h = s.header;
   const Visible visible(h, s.call.plan.layers[layer].window, position);
   const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
   const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);

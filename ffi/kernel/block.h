@@ -20,7 +20,7 @@ namespace mono::MONO_VARIANT {
 template <class T>
 struct BlockState {
   const Call& call;
-  const Header& header;
+  Shape header;
   const i32 device_index, block_index;
   Scratch<T, Workspace<T>> scratch;
   const Device& device;
@@ -86,7 +86,7 @@ struct BlockState {
 struct HiddenRun {
   i32 first, count;
 
-  MONO_DEVICE HiddenRun(const Header& h, i32 block) {
+  MONO_DEVICE HiddenRun(Shape h, i32 block) {
     const i32 tiles = (h.hidden_size + h.tile_rows - 1) / h.tile_rows;
     const i32 each = tiles / h.num_blocks, more = tiles % h.num_blocks;
     first = (block * each + (block < more ? block : more)) * h.tile_rows;
@@ -99,7 +99,7 @@ struct HiddenRun {
 struct HiddenWord {
   i32 first, count;  // hidden rows
 
-  MONO_DEVICE HiddenWord(const Header& h, i32 w) {
+  MONO_DEVICE HiddenWord(Shape h, i32 w) {
     const i32 block = w / h.hidden_run, at = (w - block * h.hidden_run) * kFloatsPerWord;
     const HiddenRun run(h, block);
     first = run.first + at;
@@ -107,7 +107,7 @@ struct HiddenWord {
     if (count > kFloatsPerWord) count = kFloatsPerWord;
   }
 };
-MONO_DEVICE i32 hidden_words(const Header& h) { return h.num_blocks * h.hidden_run; }
+MONO_DEVICE i32 hidden_words(Shape h) { return h.num_blocks * h.hidden_run; }
 
 // Writes zeros behind a lane's activations, up to whole chunks.
 template <class T>

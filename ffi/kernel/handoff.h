@@ -41,6 +41,28 @@ constexpr i32 kWeightsPerWord = arch::kWeightsPerWord<T>;
 MONO_DEVICE constexpr i32 words_for(i32 values, i32 per_word) { return (values + per_word - 1) / per_word; }
 constexpr i32 kTileWords = (arch::kTileRows + kFloatsPerWord - 1) / kFloatsPerWord;  // of a tile's rows
 
+// Polls a word until its tag is the wanted one, and returns it. Gives up, with another tag, when the call has failed or the
+// wait was too long; then notes `key` at `place`. Out of line: every hand-off has a wait, and most of them end here.
+MONO_OUTLINE arch::Word wait_long(Control* control, u64* place, u64 key, const arch::Word* at, arch::Pump* pump) {
+  const u32 tag = Place(key).epoch();
+  const i64 start = arch::nanoseconds();
+  MONO_ROLLED
+  for (;;) {
+    MONO_ROLLED
+    for (int spin = 0; spin < arch::kSpins; ++spin) {
+      const arch::Word word = arch::load_word(at);
+      if (arch::tag_of(word) == tag) return word;
+      if (!arch::step(pump)) arch::pause();
+    }
+    if (arch::load_acquire(&control->aborted)) break;
+    if (arch::nanoseconds() - start > control->wait_limit) break;
+    arch::yield();
+  }
+  arch::store_place(place, key);
+  arch::store_release(&control->aborted, 1);
+  return {};
+}
+
 // One block's (on a GPU: one thread's) end of all hand-offs during one token.
 struct Link {
   Control* control;
@@ -64,7 +86,10 @@ struct Link {
   // The same for a word that was loaded already.
   MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
     if (arch::tag_of(word) == tag) return word;
-    return failed ? arch::Word{} : wait_long(at, channel, layer);
+    if (failed) return {};
+    const arch::Word late = wait_long(control, place, Place(tag, layer, channel).key, at, arch::waiting(pump));
+    failed = arch::tag_of(late) != tag;
+    return late;
   }
 
   // Waits for `count` words, at(i) is the address of the i-th, and hands them on: sink(i, word). The threads of the block
@@ -85,27 +110,6 @@ struct Link {
       }
       pump.step();
     }
-  }
-
- private:
-  MONO_DEVICE arch::Word wait_long(const arch::Word* at, Channel channel, i32 layer) {
-    const i64 start = arch::nanoseconds();
-    MONO_ROLLED
-    for (;;) {
-      MONO_ROLLED
-      for (int spin = 0; spin < arch::kSpins; ++spin) {
-        const arch::Word word = arch::load_word(at);
-        if (arch::tag_of(word) == tag) return word;
-        if (!pump.step()) arch::pause();
-      }
-      if (arch::load_acquire(&control->aborted)) break;
-      if (arch::nanoseconds() - start > control->wait_limit) break;
-      arch::yield();
-    }
-    arch::store_place(place, Place(tag, layer, channel).key);
-    arch::store_release(&control->aborted, 1);
-    failed = true;
-    return {};
   }
 };
 

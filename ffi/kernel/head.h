@@ -10,7 +10,7 @@ namespace mono::MONO_VARIANT {
 template <class T>
 MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   const Channels& channels = s.device.channels;
-  const Header& h = s.header;
+  Shape h = s.header;
   const float* scale = s.constants(s.device.constants.final_norm);
   float inverse[kMaxLanes];
   arch::sync();  // other threads wrote the residuals
@@ -40,7 +40,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
     float parts[kFloatsPerWord][kMaxDevices], payload[kFloatsPerWord];
     MONO_UNROLLED
     for (i32 peer = 0; peer < h.num_devices; ++peer) {
-      float values[kFloatsPerWord];
+      float values[kFloatsPerWord] = {};
       if (peer != s.device_index) arch::unpack(s.link.wait(from + peer * stride + w, kFinalInbox, 0), values);
       for (i32 k = 0; k < kFloatsPerWord; ++k) {
         const i32 row = w * kFloatsPerWord + k;

@@ -97,7 +97,7 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
       if (peer != s.device_index) words[peer] = arch::load_word(inbox + peer * stride + w);
     MONO_UNROLLED
     for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-      float values[kFloatsPerWord];
+      float values[kFloatsPerWord] = {};
       if (peer != s.device_index)
         arch::unpack(s.link.confirm(words[peer], inbox + peer * stride + w, inbox_channel(module), layer), values);
       for (i32 k = 0; k < kFloatsPerWord; ++k) {

@@ -22,13 +22,18 @@ MONO_DEVICE void forward(BlockState<T>& s, i32 token, i32 position) {
   embed(s, token);
   MONO_ROLLED
   for (i32 layer = 0; layer < s.header.num_layers; ++layer) {
-    qkv_stage(s, layer, layer == 0 ? Input{token, 0, 0} : Input{-1, layer - 1, kMlp});
-    attention_stage(s, layer, position);
-    o_stage(s, layer, position);
-    mix_stage(s, layer, kAttention);
-    up_stage(s, layer);
-    down_stage(s, layer);
-    mix_stage(s, layer, kMlp);
+    MONO_ROLLED
+    for (i32 module = 0; module < kModules; ++module) {
+      if (module == kAttention) {
+        qkv_stage(s, layer, layer == 0 ? Input{token, 0, 0} : Input{-1, layer - 1, kMlp});
+        attention_stage(s, layer, position);
+        o_stage(s, layer, position);
+      } else {
+        up_stage(s, layer);
+        down_stage(s, layer);
+      }
+      mix_stage(s, layer, module);
+    }
   }
 }
 

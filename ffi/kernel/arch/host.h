@@ -14,6 +14,7 @@
 #include <time.h>
 
 #define MONO_DEVICE inline
+#define MONO_OUTLINE inline __attribute__((noinline))
 #define MONO_ROLLED
 #define MONO_UNROLLED
 
@@ -113,6 +114,10 @@ class Pump {
   const char* at_ = nullptr;
   const char* end_ = nullptr;
 };
+
+// What a wait does meanwhile.
+MONO_DEVICE Pump* waiting(Pump& pump) { return &pump; }
+MONO_DEVICE bool step(Pump* pump) { return pump->step(); }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
 
@@ -265,6 +270,7 @@ MONO_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
 namespace mono::MONO_VARIANT {
 
 // One library serves all models: dimensions are read from the plan.
-MONO_DEVICE const Header& shape_of(const Plan& plan) { return *plan.header; }
+using Shape = const Header&;
+MONO_DEVICE Shape shape_of(const Plan& plan) { return *plan.header; }
 
 }  // namespace mono::MONO_VARIANT

@@ -10,11 +10,11 @@
 
 namespace mono::sm_90a {
 
-constexpr i32 kAllThreads = kStageThreads + arch::kWarp;
+constexpr i32 kAllThreads = kStageThreads + arch::kPumpThreads;
 
 // Copies what every stage looks at into shared memory, and readies the ring.
 MONO_DEVICE void begin(const Call* calls, Call& call, i32& stop) {
-  const u32* from = reinterpret_cast<const u32*>(calls + blockIdx.x / kShape.num_blocks);
+  const u32* from = reinterpret_cast<const u32*>(calls + blockIdx.x / Shape::num_blocks);
   for (i32 i = i32(threadIdx.x); i < i32(sizeof(Call) / 4); i += kAllThreads) reinterpret_cast<u32*>(&call)[i] = from[i];
   if (threadIdx.x == 0) {
     stop = 0;
@@ -37,10 +37,12 @@ extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_
   __shared__ i32 stop;
   Call& call = *reinterpret_cast<Call*>(call_memory);
   begin(calls, call, stop);
-  const i32 block = i32(blockIdx.x) % kShape.num_blocks;
+  const i32 block = i32(blockIdx.x) % Shape::num_blocks;
   if (threadIdx.x >= kStageThreads) {
+    arch::give_registers();
     if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
   } else {
+    arch::take_registers();
     char* far = static_cast<char*>(call.scratch) + i64(block) * kFarBytes;
     BlockState<Weight> s(call, block, arch::near_memory(), far);
     run_block(s);
@@ -57,10 +59,12 @@ extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_
   __shared__ i32 stop;
   Call& call = *reinterpret_cast<Call*>(call_memory);
   begin(calls, call, stop);
-  const i32 block = i32(blockIdx.x) % kShape.num_blocks;
+  const i32 block = i32(blockIdx.x) % Shape::num_blocks;
   if (threadIdx.x >= kStageThreads) {
+    arch::give_registers();
     if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
   } else {
+    arch::take_registers();
     drop_tokens<Weight>(call, block);
     arch::sync();
     if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;

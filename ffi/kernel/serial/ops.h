@@ -68,7 +68,7 @@ void store_normed(BlockState<T>& s, i32 lanes, const float* scale) {
 template <class T>
 void norm_words(BlockState<T>& s, const arch::Word* from, i32 lanes, Channel channel, i32 layer, const float* scale) {
   static_assert(kFloatsPerWord == 1, "one value per word");
-  const Header& h = s.header;
+  Shape h = s.header;
   for (i32 lane = 0; lane < lanes; ++lane) {
     for (i32 block = 0; block < h.num_blocks; ++block) {
       const HiddenRun run(h, block);
@@ -94,7 +94,7 @@ void norm_embedding(BlockState<T>& s, const T* row, i32 lanes, const float* scal
 // 1 / RMS of every lane of this device, from the residual stream after the last layer.
 template <class T>
 void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* inverse) {
-  const Header& h = s.header;
+  Shape h = s.header;
   float* x = s.scratch.work.x;  // one lane at a time
   for (i32 lane = 0; lane < s.lanes(); ++lane) {
     for (i32 block = 0; block < h.num_blocks; ++block) {
@@ -111,7 +111,7 @@ void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* i
 // Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts.
 template <class T>
 void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
-  const Header& h = s.header;
+  Shape h = s.header;
   const i32 size = h.head_dim, chunk = h.kv_chunk;
   const float scale = 1.0f / arch::sqrt(float(size));
   constexpr i32 kMaxChunk = 64;

@@ -7,13 +7,13 @@
 namespace mono::MONO_VARIANT {
 
 constexpr i32 kUnit = 4;  // weights that a lane loads at once
-constexpr i32 kUnits = kShape.head_dim / kUnit;
-static_assert(kShape.head_dim % kUnit == 0, "head_dim must be a multiple of 4");
+constexpr i32 kUnits = Shape::head_dim / kUnit;
+static_assert(Shape::head_dim % kUnit == 0, "head_dim must be a multiple of 4");
 
 // Lanes that share a position: as few as leave queries and outputs in registers.
 constexpr i32 team_lanes() {
   i32 lanes = 8;
-  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit * kShape.queries_per_kv > 32) lanes *= 2;
+  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit * Shape::queries_per_kv > 32) lanes *= 2;
   return lanes;
 }
 constexpr i32 kTeam = team_lanes(), kTeams = arch::kThreads / kTeam;
@@ -50,7 +50,7 @@ MONO_DEVICE void load_units(const T* head, float (&out)[kOwn]) {
   MONO_UNROLLED
   for (i32 u = 0; u < kUnitsPerLane; ++u) {
     Unit<T> unit{};
-    if (head_index(u * kUnit) < kShape.head_dim) unit = *reinterpret_cast<const Unit<T>*>(head + head_index(u * kUnit));
+    if (head_index(u * kUnit) < Shape::head_dim) unit = *reinterpret_cast<const Unit<T>*>(head + head_index(u * kUnit));
     for (i32 i = 0; i < kUnit; ++i) out[u * kUnit + i] = arch::to_float(unit.values[i]);
   }
 }
@@ -58,7 +58,7 @@ MONO_DEVICE void load_units(const T* head, float (&out)[kOwn]) {
 // Leaves every warp's part of every query in near memory: [warps, queries, head_dim + 2].
 template <class T>
 MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
-  constexpr i32 kQueries = kShape.queries_per_kv, kSize = kShape.head_dim, kChunk = kShape.kv_chunk;
+  constexpr i32 kQueries = Shape::queries_per_kv, kSize = Shape::head_dim, kChunk = Shape::kv_chunk;
   const float scale = 1.0f / arch::sqrt(float(kSize));
   float query[kQueries][kOwn];
   Part parts[kQueries];
@@ -117,7 +117,7 @@ MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const 
 // The w-th word of a query's part, joined from all warps'.
 template <class T>
 MONO_DEVICE void attention_payload(const BlockState<T>& s, i32 query, i32 w, float (&payload)[kFloatsPerWord]) {
-  constexpr i32 kSize = kShape.head_dim, kStride = kShape.queries_per_kv * (kSize + 2);
+  constexpr i32 kSize = Shape::head_dim, kStride = Shape::queries_per_kv * (kSize + 2);
   const float* near = reinterpret_cast<const float*>(s.scratch.activations) + query * (kSize + 2);
   float maximum = -kInfinity, sum = 0.0f;
   for (i32 i = 0; i < arch::kWarps; ++i) maximum = near[i * kStride] > maximum ? near[i * kStride] : maximum;

@@ -32,8 +32,8 @@ MONO_DEVICE void feed_tokens(const Call& call, i32 block, const volatile i32* st
   const Device& device = call.plan.devices[call.device];
   const Block& share = call.plan.block(call.device, block);
   PieceRun runs[kStages] = {{device, share, 0}, {device, share, 1}, {device, share, 2}, {device, share, 3}, {device, share, 4}};
-  const T* layers = static_cast<const T*>(call.layers) + i64(block) * kShape.num_layers * kShape.layer_words;
-  const T* head = static_cast<const T*>(call.head) + i64(block) * kShape.head_words;
+  const T* layers = static_cast<const T*>(call.layers) + i64(block) * Shape::num_layers * Shape::layer_words;
+  const T* head = static_cast<const T*>(call.head) + i64(block) * Shape::head_words;
   arch::Feed feed(stop);
   bool going = true;
   auto run = [&](const PieceRun& pieces, const T* tape) {
@@ -44,9 +44,9 @@ MONO_DEVICE void feed_tokens(const Call& call, i32 block, const volatile i32* st
   MONO_ROLLED
   for (i32 fed = 0; going; ++fed) {
     MONO_ROLLED
-    for (i32 layer = 0; layer < kShape.num_layers; ++layer)
+    for (i32 layer = 0; layer < Shape::num_layers; ++layer)
 #pragma unroll
-      for (i32 stage = 0; stage < kHead; ++stage) run(runs[stage], layers + i64(layer) * kShape.layer_words);
+      for (i32 stage = 0; stage < kHead; ++stage) run(runs[stage], layers + i64(layer) * Shape::layer_words);
     if (needs_head(call.request, fed)) run(runs[kHead], head);
   }
   feed.drain();
@@ -60,7 +60,7 @@ MONO_DEVICE void drop_tokens(const Call& call, i32 block) {
   i32 pieces = 0;
   MONO_ROLLED
   for (i32 stage = 0; stage < kStages; ++stage)
-    pieces += PieceRun(device, share, stage).count * (stage == kHead ? 1 : kShape.num_layers);
+    pieces += PieceRun(device, share, stage).count * (stage == kHead ? 1 : Shape::num_layers);
   arch::Pump pump;
   MONO_ROLLED
   for (i32 fed = 0; fed < call.request.budget; ++fed) {
