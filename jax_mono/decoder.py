@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_mono import settings
+from jax_mono import native, settings
 from jax_mono.call import LostHandoff
 from jax_mono.config import ModelConfig
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
@@ -23,7 +23,7 @@ from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.models.source import OnTensor, WeightSource
 from jax_mono.packing import mesh_devices, pack
-from jax_mono.plan import Plan, TileFormat, make_plan
+from jax_mono.plan import CPU, GPU, Plan, Target, TileFormat, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.stream import Token, TokenStream
@@ -151,9 +151,10 @@ class Decoder:
         """
         if mesh is not None:
             devices = mesh.devices.size
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         if blocks is None:
-            blocks = default_blocks(source.config, devices)
-        plan = make_plan(source.config, devices=devices, blocks=blocks)
+            blocks = default_blocks(source.config, devices if mesh is None else 1, device)
+        plan = make_plan(source.config, devices=devices, blocks=blocks, target=target_of(device))
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
 
@@ -318,9 +319,26 @@ class Decoder:
         return wanted
 
 
-def default_blocks(config: ModelConfig, devices: int) -> int:
-    """Blocks per device unless asked otherwise: this machine's share of cores, at most what the model can employ."""
-    return min(settings.default_blocks(devices), TileFormat().row_tiles(config.hidden_size))
+def target_of(device: jax.Device) -> Target:
+    """The kind of plan that a JAX device runs."""
+    return CPU if device.platform == "cpu" else GPU
+
+
+def default_blocks(config: ModelConfig, devices: int, device: jax.Device | None = None) -> int:
+    """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
+
+    Args:
+        config: The model.
+        devices: Devices of the plan that share the cores of this process, or the multiprocessors of one GPU.
+        device: Where they run; None means the CPU.
+    """
+    if device is None or target_of(device) is CPU:
+        blocks = settings.default_blocks(devices)
+    else:
+        platform = native.gpu_platform()
+        assert platform is not None  # JAX has a GPU
+        blocks = max(1, native.gpu_report(platform).gpus[0].multiprocessors // devices)
+    return min(blocks, TileFormat().row_tiles(config.hidden_size))
 
 
 def _output(generation: Generation, seconds: float) -> Output:

@@ -19,25 +19,22 @@ _FORCE = "--xla_force_host_platform_device_count"
 
 
 def set_up_jax(form: str = "threads", devices: int = 1) -> None:
-    """Chooses JAX's platform and number of CPU devices. Without effect once JAX has looked for devices.
-
-    The resident program runs on CPU. With a GPU in the machine JAX would put all arrays there.
+    """Chooses JAX's number of CPU devices. Without effect once JAX has looked for devices.
 
     Args:
         form: ``mesh`` needs one CPU device for each device of the plan.
         devices: Devices that share the model.
 
     Raises:
-        ConfigError: JAX was told, or has begun, to use another platform.
+        ConfigError: JAX was told, or has begun, to use a platform that the resident program does not run on.
     """
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     flags = os.environ.get("XLA_FLAGS", "")
     if form != "threads" and _FORCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FORCE}={devices}".strip()
     platform = jax_platform()
-    if platform != "cpu":
+    if platform not in ("cpu", "gpu"):
         raise ConfigError(
-            f"JAX uses the platform {platform!r}, the resident program runs on cpu only; set JAX_PLATFORMS=cpu"
+            f"JAX uses the platform {platform!r}, the resident program runs on CPUs and GPUs; set JAX_PLATFORMS=cpu"
         )
 
 
