@@ -191,9 +191,9 @@ def test_what_cannot_be_packed() -> None:
     source, plan = ArraySource(config, random_params(config)), make_plan(config, devices=2)
     with pytest.raises(ConfigError, match="the plan was made for another configuration"):
         pack(make_plan(config.replace(norm_eps=1e-6)), source)
-    with pytest.raises(CheckpointError, match="weights cannot be read as float16; ask for float32 or bfloat16"):
-        pack(plan, source, dtype=jnp.float16)
-    with pytest.raises(ConfigError, match="weights cannot be int8, only float32 or bfloat16"):
+    with pytest.raises(CheckpointError, match="weights cannot be read as int8; ask for float32, bfloat16 or float16"):
+        pack(plan, source, dtype=jnp.int8)
+    with pytest.raises(ConfigError, match="weights cannot be int8, only float32, bfloat16, float16"):
         storage(jnp.int8)
     for shape, axes in (((4,), ("devices",)), ((2,), ("model",)), ((2, 1), ("devices", "other"))):
         with pytest.raises(ConfigError, match="the plan needs one axis 'devices' of 2 devices"):

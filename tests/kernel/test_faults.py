@@ -184,8 +184,8 @@ def test_shapes_of_machines_that_do_not_fit() -> None:
         Decoder.from_source(source, blocks=9)
     with pytest.raises(ConfigError, match="devices is 17, must be between 1 and 16"):
         Decoder.from_source(source, devices=17)
-    with pytest.raises(CheckpointError, match="float16; ask for float32 or bfloat16"):
-        Decoder.from_source(source, dtype=jnp.float16)
+    with pytest.raises(CheckpointError, match="int8; ask for float32, bfloat16 or float16"):
+        Decoder.from_source(source, dtype=jnp.int8)
     plan = make_plan(config, devices=4)
     tapes = pack(plan, source, dtype=jnp.float32)
     for mesh in (make_mesh(2), jax.make_mesh((4,), ("model",)), jax.make_mesh((2, 2), ("devices", "more"))):
