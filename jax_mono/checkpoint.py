@@ -178,7 +178,7 @@ class OrbaxCheckpoint:
 
         Args:
             paths: Canonical paths.
-            dtype: float32 or bfloat16; None keeps what is stored.
+            dtype: float32, bfloat16 or float16; None keeps what is stored.
             sharding: Where to; None for numpy arrays.
 
         Returns:
@@ -213,7 +213,7 @@ def restore(
 
     Args:
         path: The directory.
-        dtype: float32 or bfloat16 for all tensors; None keeps what is stored.
+        dtype: float32, bfloat16 or float16 for all tensors; None keeps what is stored.
         sharding: A ``jax.sharding.Sharding`` for all tensors, or a function from canonical path to one. None
             gives numpy arrays in host memory.
         on_tensor: Progress callback; tensors are read layer by layer.

@@ -15,14 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_mono import native, settings
+from jax_mono import gpus, settings
 from jax_mono.call import LostHandoff
 from jax_mono.config import ModelConfig
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.models.source import OnTensor, WeightSource
-from jax_mono.packing import mesh_devices, pack
+from jax_mono.packing import home, mesh_devices, pack
 from jax_mono.plan import CPU, GPU, Plan, Target, TileFormat, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.sampling import GREEDY, Sampling
@@ -134,24 +134,29 @@ class Decoder:
 
         Args:
             source: The checkpoint.
-            dtype: float32 or bfloat16, of weights and KV cache.
-            devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call.
-            blocks: Blocks per device; None takes this process's cores, as far as the model has work for them.
+            dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
+            devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call on
+                the CPU, groups of blocks of one GPU.
+            blocks: Blocks per device; None takes this process's cores or the GPU's multiprocessors, as far as the model
+                has work for them.
             context: See :class:`Decoder`.
             tokenizer: See :class:`Decoder`.
-            mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
+            mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``. Without one, all runs
+                on JAX's default device.
             on_tensor: Progress callback.
 
         Returns:
             The decoder.
 
         Raises:
-            ConfigError: The model cannot be cut like this.
+            ConfigError: The model cannot be cut like this, or does not run with such weights there.
             CheckpointError: The checkpoint cannot be read.
+            NativeError: There is no program for this GPU.
         """
         if mesh is not None:
             devices = mesh.devices.size
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        device = home() if mesh is None else mesh.devices.flat[0]
+        gpus.check(device, dtype)
         if blocks is None:
             blocks = default_blocks(source.config, devices if mesh is None else 1, device)
         plan = make_plan(source.config, devices=devices, blocks=blocks, target=target_of(device))
@@ -335,9 +340,7 @@ def default_blocks(config: ModelConfig, devices: int, device: jax.Device | None 
     if device is None or target_of(device) is CPU:
         blocks = settings.default_blocks(devices)
     else:
-        platform = native.gpu_platform()
-        assert platform is not None  # JAX has a GPU
-        blocks = max(1, native.gpu_report(platform).gpus[0].multiprocessors // devices)
+        blocks = max(1, gpus.gpu_of(device).multiprocessors // devices)
     return min(blocks, TileFormat().row_tiles(config.hidden_size))
 
 

@@ -25,7 +25,7 @@ def load(
     mesh: Mesh | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Decoder:
-    """Loads a checkpoint and packs it for this machine.
+    """Loads a checkpoint and packs it for this machine: for JAX's default device, or for those of a mesh.
 
     Example::
 
@@ -36,9 +36,10 @@ def load(
     Args:
         checkpoint: A Hugging Face directory, a GGUF file, an Orbax checkpoint, the name of a preset whose weights are
             installed as a package, or a model of the Hugging Face hub.
-        dtype: float32 or bfloat16, of weights and KV cache.
-        devices: Devices that share the model; without a mesh they are groups of threads of one call.
-        blocks: Blocks (threads) per device; None takes this process's cores.
+        dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
+        devices: Devices that share the model; without a mesh they are groups of threads of one call on the CPU, groups
+            of blocks of one GPU.
+        blocks: Blocks per device (threads on the CPU); None takes this process's cores or the GPU's multiprocessors.
         context: Tokens that a conversation may have; None takes the model's longest context.
         mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
         on_tensor: Called after each tensor with its path and size in bytes.
@@ -49,7 +50,8 @@ def load(
     Raises:
         CheckpointError: The checkpoint is not there or cannot be read.
         TokenizerError: Its tokenizer cannot be read.
-        ConfigError: The model cannot be cut like this.
+        ConfigError: The model cannot be cut like this, or does not run with such weights there.
+        NativeError: There is no program for this GPU.
     """
     path = resolve(checkpoint)
     source = open_checkpoint(path)

@@ -37,7 +37,7 @@ def pack(
     Args:
         plan: The plan; its configuration must be the source's.
         source: The checkpoint, read one tensor at a time.
-        dtype: float32 or bfloat16, of the tapes and of the KV cache.
+        dtype: float32, bfloat16 or float16, of the tapes and of the KV cache.
         mesh: A 1-D mesh with axis ``devices`` puts each device's tapes on its device; None puts all on the default
             device.
         on_tensor: Progress callback.
@@ -87,7 +87,7 @@ class _Builder:
     def __init__(self, plan: Plan, dtype: np.dtype, mesh: Mesh | None) -> None:
         self.plan, self.mesh, self.dtype = plan, mesh, dtype
         stored = storage(dtype)
-        self.devices = [jax.devices()[0]] if mesh is None else mesh_devices(mesh, plan.num_devices)
+        self.devices = [home()] if mesh is None else mesh_devices(mesh, plan.num_devices)
         rows, blocks = plan.num_devices // len(self.devices), plan.num_blocks
         self.layers = [
             _allocate((rows, blocks, plan.config.num_layers, plan.layer_words), stored) for _ in self.devices
@@ -135,6 +135,14 @@ def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         with contextlib.suppress(OSError):  # advice; kernels without huge pages refuse it
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def home() -> jax.Device:
+    """The device on which JAX puts arrays: its first one, or that of ``jax.default_device``."""
+    chosen = jax.config.jax_default_device
+    if isinstance(chosen, jax.Device):
+        return chosen
+    return jax.local_devices(backend=chosen)[0]  # the name of a platform, or None for the usual one
 
 
 def mesh_devices(mesh: Mesh, expected: int) -> list[jax.Device]:

@@ -22,8 +22,12 @@ from jax_mono.record import constants_layout
 
 Array = jax.Array
 
-STORAGE = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.uint16)}
-"""How weights and KV caches are stored: bfloat16 as its bit patterns.
+STORAGE = {
+    "float32": jnp.dtype(jnp.float32),
+    "bfloat16": jnp.dtype(jnp.uint16),
+    "float16": jnp.dtype(jnp.uint16),
+}
+"""How weights and KV caches are stored, in the order of ``WeightType`` in ffi/host/variant.h: 16 bits as bit patterns.
 
 XLA for CPU computes in float32 wherever it meets bfloat16, even to cut a slice, and then widens the whole array ahead
 of the loop. It leaves integers alone.
@@ -38,7 +42,7 @@ def storage(dtype: DTypeLike) -> jnp.dtype:
     """
     name = jnp.dtype(dtype).name
     if name not in STORAGE:
-        raise ConfigError(f"weights cannot be {name}, only {' or '.join(STORAGE)}")
+        raise ConfigError(f"weights cannot be {name}, only {', '.join(STORAGE)}")
     return STORAGE[name]
 
 
@@ -130,7 +134,7 @@ def store_tiles(stage: Stage, tiles: np.ndarray, tapes: np.ndarray) -> None:
 
 
 def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Packs norms and biases of one device into [floats] float32; exact, since float32 holds every bfloat16.
+    """Packs norms and biases of one device into [floats] float32; exact, since that holds all narrower weights.
 
     Args:
         plan: The plan.

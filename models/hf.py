@@ -201,7 +201,7 @@ def load_hf(
 
     Args:
         directory: The directory.
-        dtype: float32 or bfloat16 for all tensors; None keeps what the files hold.
+        dtype: float32, bfloat16 or float16 for all tensors; None keeps what the files hold.
         on_tensor: Progress callback.
 
     Returns:
@@ -230,7 +230,7 @@ def export_hf(
         config: The model.
         weights: A parameter tree or any checkpoint of that model.
         directory: Where to; it appears only once it is complete.
-        dtype: float32 or bfloat16 for all tensors; None keeps what ``weights`` holds.
+        dtype: float32, bfloat16 or float16 for all tensors; None keeps what ``weights`` holds.
         max_shard_bytes: Above this size the weights are split over several files.
         overwrite: Whether a directory that has content is replaced.
         on_tensor: Progress callback.

@@ -20,7 +20,7 @@ class RandomSource:
     """A ``WeightSource`` that draws what it is asked for, with the statistics of a fresh ``Transformer``.
 
     Matrices are normal with standard deviation ``fan_in ** -0.5``, norms one and biases zero. A tensor depends only on
-    the seed, its path and its shape; bfloat16 values are the float32 values rounded.
+    the seed, its path and its shape; 16-bit values are the float32 values rounded.
 
     Attributes:
         config: The model.

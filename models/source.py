@@ -24,7 +24,7 @@ Params = dict[str, Any]
 OnTensor = Callable[[str, int], None]
 """Called after each tensor with its canonical path and its size in bytes, for progress bars."""
 
-WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
 class CheckpointError(ValueError):
@@ -53,7 +53,7 @@ class WeightSource(Protocol):
 
         Args:
             path: Canonical path.
-            dtype: float32 or bfloat16; None keeps what the checkpoint holds.
+            dtype: float32, bfloat16 or float16; None keeps what the checkpoint holds.
 
         Returns:
             A fresh C-contiguous array of the canonical shape; the source keeps no reference to it.
@@ -112,28 +112,37 @@ def convert(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
 
     Args:
         array: float32, bfloat16 or float16.
-        dtype: float32, bfloat16, or None for no conversion.
+        dtype: float32, bfloat16, float16, or None for no conversion.
 
     Returns:
         A C-contiguous array.
 
     Raises:
-        CheckpointError: If the dtype is none of those that weights may have.
+        CheckpointError: If the dtype is none of those that weights may have, or too narrow for the weights.
     """
-    if dtype is not None:
-        array = array.astype(weight_dtype(dtype), copy=False)
-    return np.ascontiguousarray(array)
+    if dtype is None:
+        return np.ascontiguousarray(array)
+    target = weight_dtype(dtype)
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array.astype(target, copy=False))
+    if target == np.float16 and array.dtype != np.float16 and not np.isfinite(converted).all():
+        largest = np.abs(array[np.isfinite(array)].astype(np.float32)).max(initial=0.0)
+        if largest > np.finfo(np.float16).max:
+            raise CheckpointError(
+                f"a weight of {largest:g} is beyond float16, which ends at {np.finfo(np.float16).max:g}; use bfloat16"
+            )
+    return converted
 
 
 def weight_dtype(dtype: DTypeLike) -> np.dtype:
     """Checks that weights may have a dtype.
 
     Raises:
-        CheckpointError: If it is neither float32 nor bfloat16.
+        CheckpointError: If it is none of float32, bfloat16 and float16.
     """
     target = np.dtype(dtype)
     if target not in WEIGHT_DTYPES:
-        raise CheckpointError(f"weights cannot be read as {target.name}; ask for float32 or bfloat16")
+        raise CheckpointError(f"weights cannot be read as {target.name}; ask for float32, bfloat16 or float16")
     return target
 
 
@@ -172,7 +181,7 @@ def read_params(source: WeightSource, dtype: DTypeLike | None = None, on_tensor:
 
     Args:
         source: The checkpoint.
-        dtype: float32 or bfloat16 for all tensors; None keeps what the checkpoint holds.
+        dtype: float32, bfloat16 or float16 for all tensors; None keeps what the checkpoint holds.
         on_tensor: Progress callback.
 
     Returns:

@@ -140,7 +140,7 @@ class Transformer(nnx.Module):
 
         Args:
             config: The model.
-            dtype: float32 or bfloat16, of all parameters.
+            dtype: float32, bfloat16 or float16, of all parameters.
             rngs: Source of randomness (stream ``params``); by default seed 0.
         """
         rngs = nnx.Rngs(0) if rngs is None else rngs

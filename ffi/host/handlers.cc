@@ -15,6 +15,8 @@ namespace {
 Failure run(i64 run_id, const Operands& operands) {
   const Attributes& attributes = operands.attributes();
   if (attributes.mode == kStreamBenchmark) throw std::invalid_argument("this mode runs on GPUs only");
+  if (operands.weights() == WeightType::kFloat16)
+    throw std::invalid_argument("float16 weights run on GPUs only; on the CPU use bfloat16 or float32");
   const auto small = operands.small();
   auto ints = [&](int i) { return static_cast<const i32*>(small[i].untyped_data()); };
   const SmallOperands values{ints(0), static_cast<const float*>(small[1].untyped_data()), ints(2), ints(3), ints(4), ints(5)};

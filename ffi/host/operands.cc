@@ -45,7 +45,7 @@ ffi::AnyBuffer result(const ffi::RemainingRets& results, size_t index) {
   return *found.value();
 }
 
-// Order of jax_mono.tape.STORAGE. 16-bit weights come as their bit patterns.
+// 16-bit weights come as their bit patterns.
 ffi::DataType stored_type(WeightType type) { return type == WeightType::kFloat32 ? ffi::F32 : ffi::U16; }
 
 }  // namespace
@@ -93,8 +93,8 @@ void Operands::check_plan() const {
 }
 
 void Operands::check_types() const {
-  if (weights() != WeightType::kFloat32 && weights() != WeightType::kBfloat16)
-    refuse("weights must be float32 or bfloat16");
+  if (weights() != WeightType::kFloat32 && weights() != WeightType::kBfloat16 && weights() != WeightType::kFloat16)
+    refuse("weights must be float32, bfloat16 or float16");
   for (const ffi::AnyBuffer& buffer : {layers_, head_, embed_, k_cache_, v_cache_})
     if (buffer.element_type() != stored_type(weights()))
       refuse("tapes, embedding and KV cache must all be stored as jax_mono.tape.STORAGE says for the weight dtype");

@@ -5,7 +5,8 @@
 
 namespace mono {
 
-enum class WeightType { kFloat32, kBfloat16 };
+// In the order of jax_mono.tape.STORAGE.
+enum class WeightType { kFloat32, kBfloat16, kFloat16 };
 
 struct Variant {
   const char* name;

@@ -86,7 +86,7 @@ class FlaxDecoder:
 
         Args:
             source: The checkpoint.
-            dtype: float32 or bfloat16, of parameters and KV cache.
+            dtype: float32, bfloat16 or float16, of parameters and KV cache.
             context: Tokens that a conversation may have.
             on_tensor: Progress callback.
 

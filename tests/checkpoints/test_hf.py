@@ -135,7 +135,7 @@ def test_conversion_rounds_to_nearest_even(tmp_path: Path) -> None:
     assert narrow.dtype == BF16
     assert np.array_equal(narrow, params["layers"][1]["feed_forward"]["w1"].astype(BF16))
     assert source.dtype("norm") == np.float32
-    with pytest.raises(CheckpointError, match=r"cannot be read as int8; ask for float32 or bfloat16"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as int8; ask for float32, bfloat16 or float16"):
         source.tensor("norm", "int8")
 
 

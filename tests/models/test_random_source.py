@@ -52,5 +52,5 @@ def test_large_tensors_have_no_repetitions() -> None:
 
 
 def test_dtypes_that_weights_cannot_have() -> None:
-    with pytest.raises(CheckpointError, match="float32 or bfloat16"):
+    with pytest.raises(CheckpointError, match="float32, bfloat16 or float16"):
         RandomSource(tiny("llama")).tensor("embed", np.float64)

@@ -1,0 +1,89 @@
+"""What GPUs can run: which of them have a resident program, and which weights it takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jax_mono import native
+from jax_mono.config import ConfigError
+
+DTYPES = ("bfloat16", "float16")
+"""Weights of GPU programs."""
+
+CPU_DTYPES = ("float32", "bfloat16")
+"""Weights of CPU programs."""
+
+KNOWN = {
+    "sm_90a": "NVIDIA Hopper: H100, H200, GH200",
+    "gfx942": "AMD MI300: MI300X, MI300A, MI325X",
+}
+"""Architectures that a program may be written for, and what they are."""
+
+USE_CPU = "set JAX_PLATFORMS=cpu to decode on the CPU"
+
+
+def architectures() -> tuple[str, ...]:
+    """The architectures that there is a program for: one entry each among the sources."""
+    names: list[str] = list(native.kernel_sources())
+    named = os.environ.get("JAX_MONO_KERNELS")
+    if named:
+        names = [path.relative_to(named).as_posix() for path in Path(named).glob("kernel/entry/*.h")]
+    entries = [PurePosixPath(name) for name in names if name.startswith("kernel/entry/")]
+    return tuple(sorted(entry.stem for entry in entries))
+
+
+def why_not(gpu: native.Gpu) -> str:
+    """Why a GPU runs no resident program; empty if it does."""
+    found = architectures()
+    if gpu.architecture in found:
+        return ""
+    programs = ", ".join(f"{name} ({KNOWN[name]})" if name in KNOWN else name for name in found) or "no GPU"
+    return f"{gpu.name} is {gpu.architecture}, and this library has programs for {programs}"
+
+
+def gpu_of(device: jax.Device) -> native.Gpu:
+    """What a JAX device is.
+
+    Args:
+        device: A GPU.
+
+    Raises:
+        NativeError: The driver that the native library found does not show it.
+    """
+    platform = native.gpu_platform()
+    if platform is None:
+        raise native.NativeError(f"JAX's platform {device.platform!r} has no resident program; {USE_CPU}")
+    report = native.gpu_report(platform)
+    ordinal = device.local_hardware_id
+    ordinal = device.id if ordinal is None else ordinal
+    if ordinal < len(report.gpus):
+        return report.gpus[ordinal]
+    why = report.driver_error or f"the driver shows {len(report.gpus)} GPUs"
+    raise native.NativeError(f"{device} cannot be used: {why}; run jax-mono doctor, or {USE_CPU}")
+
+
+def check(device: jax.Device, dtype: DTypeLike) -> None:
+    """Refuses what a JAX device cannot run, before any weights are read.
+
+    Args:
+        device: Where the resident program is to run.
+        dtype: Of the weights.
+
+    Raises:
+        ConfigError: Its programs do not take such weights.
+        NativeError: There is no program for it.
+    """
+    name = jnp.dtype(dtype).name
+    if device.platform == "cpu":
+        if name == "float16":
+            raise ConfigError("float16 weights run on GPUs only; on the CPU use bfloat16 or float32")
+        return
+    if why := why_not(gpu_of(device)):
+        raise native.NativeError(f"{why}; {USE_CPU}")
+    if name == "float32":
+        raise ConfigError(f"GPUs take {' and '.join(DTYPES)} weights, not float32; use one of these, or {USE_CPU}")
