@@ -5,6 +5,8 @@
 #include <system_error>
 #include <thread>
 
+#include "host/trace.h"
+
 namespace mono {
 Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault)
     : blocks_(plan.header->num_blocks), places_(plan.header->num_devices * blocks_, 0) {
@@ -15,6 +17,10 @@ Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault)
 
 void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls) {
   std::vector<std::vector<u64>> scratch;
+  const TraceWish wish = trace_wish();
+  std::unique_ptr<TraceTimes> times;
+  if (!wish.path.empty())
+    times = std::make_unique<TraceTimes>(wish, *calls.front().plan.header, calls.front().device, i32(calls.size()));
   for (Call& call : calls) {
     i64 words = 0;
     for (i32 block = 0; block < blocks_; ++block) words += variant.scratch_words(call.plan, call.device, block, type);
@@ -23,9 +29,11 @@ void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls)
     auto address = reinterpret_cast<uintptr_t>(scratch.back().data());
     call.scratch = reinterpret_cast<u64*>((address + 63) / 64 * 64);
     call.control = &control_;
+    if (times) call.trace = {times->of(i32(scratch.size()) - 1), wish.first, wish.tokens};
     for (size_t device = 0; device < exchange_.size(); ++device) call.exchange[device] = exchange_[device].data();
   }
   start_blocks(variant, type, calls);
+  if (times) times->write();
   std::unique_lock<std::mutex> lock(mutex_);
   finished_ += calls.size();
   finished_changed_.notify_all();

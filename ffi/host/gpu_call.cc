@@ -5,6 +5,7 @@
 
 #include "host/gpu_gang.h"
 #include "host/rendezvous.h"
+#include "host/trace.h"
 
 namespace mono {
 namespace {
@@ -70,6 +71,11 @@ class Member {
       start_control(buffers_->control(), buffers_->places(), devices_ * plan_.header->num_blocks, job_.wait_limit, job_.lost);
     const Current current(driver_, job_.ordinal);
     driver_.zero(buffers_->exchange.data(), buffers_->exchange.bytes(), job_.stream);
+    if (!wish_.path.empty()) {
+      times_ = std::make_unique<TraceTimes>(wish_, *plan_.header, first(), local_);
+      traced_ = DeviceMemory(driver_, job_.ordinal, local_ * times_->per_device() * sizeof(i64));
+      driver_.zero(traced_.data(), traced_.bytes(), job_.stream);
+    }
     driver_.synchronize(job_.stream);
   }
 
@@ -96,6 +102,7 @@ class Member {
       call.control = &gang_->shared().control();
       call.session = job_.session ? job_.session->shared() : nullptr;
       call.time_left = job_.session ? job_.session->time_left() : 0;
+      if (times_) call.trace = {reinterpret_cast<i64*>(traced_.data()) + i * times_->per_device(), wish_.first, wish_.tokens};
       std::memcpy(static_cast<void*>(calls + i), &call, sizeof call);
     }
     driver_.copy_in(buffers_->calls.data(), calls, sizeof(Call) * local_, job_.stream);
@@ -128,12 +135,19 @@ class Member {
     driver_.copy_out(words, job_.calls.front().outputs.status, 2 * sizeof(i32), job_.stream);
     driver_.synchronize(job_.stream);
     std::memcpy(status, words, 2 * sizeof(i32));
+    if (!times_) return;
+    driver_.copy_out(times_->of(0), traced_.data(), traced_.bytes(), job_.stream);
+    driver_.synchronize(job_.stream);
+    times_->write();
   }
 
   const GpuJob& job_;
   const Driver& driver_;
   const Plan plan_;
   const i32 devices_, local_, members_;
+  const TraceWish wish_ = trace_wish();
+  std::unique_ptr<TraceTimes> times_;
+  DeviceMemory traced_;
   const Program* program_ = nullptr;
   std::shared_ptr<GpuBuffers> buffers_;
   std::shared_ptr<HostMemory> upload_;

@@ -4,6 +4,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "host/trace.h"
+
 // The sizes of the scratch memory, as the kernel carves it; nothing of this namespace runs here.
 #define MONO_VARIANT gpu_sizes
 #define MONO_DEVICE inline
@@ -132,6 +134,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
       << "constexpr u32 kSlots = " << arch->slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
       << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"
       << "constexpr i64 kFarBytes = " << sizes.far_bytes << ";\n"
+      << "constexpr bool kTraceCalls = " << (trace_wish().path.empty() ? "false" : "true") << ";\n"
       << "using Weight = " << (type == WeightType::kBfloat16 ? "bf16" : "f16") << ";\n\n}  // namespace mono\n";
   GpuShape shape;
   shape.header = out.str();

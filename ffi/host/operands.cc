@@ -150,6 +150,8 @@ void Operands::check(const SmallOperands& values) const {
   const i64 num_forced = values.ints[kNumForced], forced_room = i64(forced_.element_count());
   if (num_forced < 1 || num_forced > forced_room)
     refuse(std::to_string(num_forced) + " tokens to feed, must be between 1 and " + std::to_string(forced_room));
+  if (attributes_.mode == kScore && num_forced != budget)
+    refuse(std::to_string(num_forced) + " tokens to feed for a budget of " + std::to_string(budget) + "; scoring feeds as many");
   // The token sampled after the last one fed is not fed itself.
   const i64 steps = attributes_.mode == kScore ? budget : num_forced + budget - 1;
   if (position < 0 || position + steps > capacity_)

@@ -132,6 +132,7 @@ MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visi
   T* keys = static_cast<T*>(s.call.k_cache) + cache;
   T* values = static_cast<T*>(s.call.v_cache) + cache;
   read_heads(s, layer, visible.position, head, owner);
+  s.note(kHeadsReceived, layer);
   if (owner) {
     const float* key = s.scratch.query + group * size;
     arch::for_each(size, [&](i32 i) {
@@ -163,6 +164,7 @@ MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
     const i32 head = item / s.header.kv_splits, split = item - head * s.header.kv_splits;
     if (visible.first_of(s.header, split) <= visible.last_chunk) attention_item(s, layer, visible, head, split);
   }
+  s.note(kAttended, layer);
 }
 
 // Joins the splits' partial softmaxes of all heads into the O product's input, then multiplies.
@@ -223,7 +225,9 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   for (i32 lane = 0; lane < s.lanes(); ++lane)
     pad_activations(s.scratch.activations + i64(lane) * width, per_lane * size, width);
   arch::sync();
+  s.note(kOInput, layer);
   row_product(s, kO, layer, kAttention);
+  s.note(kOProduct, layer);
 }
 
 }  // namespace mono::MONO_VARIANT

@@ -79,6 +79,16 @@ struct BlockState {
     return base + share.offsets[stage];
   }
   MONO_DEVICE const float* constants(i64 offset) const { return call.constants + offset; }
+
+  // Notes that the token at hand has come to a moment. Costs nothing where arch::kTraces is false.
+  MONO_DEVICE void note(Mark mark, i32 layer = 0) const {
+    if constexpr (!arch::kTraces) return;
+    const i32 token = i32(link.tag) - 1 - call.trace.first;
+    if (!call.trace.times || token < 0 || token >= call.trace.tokens || arch::thread() != 0) return;
+    const i32 per_token = marks_per_token(header.num_layers);
+    const i32 index = mark <= kMlpMixed ? mark + layer * kLayerMarks : mark + (header.num_layers - 1) * kLayerMarks;
+    call.trace.times[(i64(block_index) * call.trace.tokens + token) * per_token + index] = arch::trace_clock();
+  }
 };
 
 // Where a block's hidden rows start, and how many it has; the same on every device. Words of a run of hidden rows, with

@@ -78,6 +78,37 @@ struct Place {
   Channel channel() const { return Channel(key & 0xffff); }
 };
 
+// Moments of a token that a trace notes, in their order. Those between kQkvInput and kMlpMixed come once per layer; the time
+// up to a moment belongs to what it names. jax_mono/trace.py mirrors the names.
+enum Mark : i32 {
+  kBegun,
+  kQkvInput,        // received and normalised
+  kQkvProduct,      // and published
+  kHeadsReceived,
+  kAttended,        // and published
+  kOInput,          // attention of all heads received and joined
+  kOProduct,
+  kAttentionMixed,  // and published
+  kUpInput,
+  kUpProduct,       // and published
+  kDownInput,
+  kDownProduct,
+  kMlpMixed,        // and published
+  kHeadInput,
+  kHeadProduct,
+  kSummarised,      // and published
+  kChosen,
+  kMarks
+};
+constexpr i32 kLayerMarks = kMlpMixed - kQkvInput + 1, kTokenMarks = kMarks - kLayerMarks;
+constexpr i32 marks_per_token(i32 num_layers) { return kTokenMarks + num_layers * kLayerMarks; }
+
+// Where one device's blocks note them: nanoseconds, [blocks, tokens, marks_per_token(num_layers)], for the tokens from `first` on.
+struct Trace {
+  i64* times = nullptr;  // null: no trace
+  i32 first = 0, tokens = 0;
+};
+
 // Shared by all blocks of all devices of a call.
 struct Control {
   i64 wait_limit;  // nanoseconds that one wait may last
@@ -108,6 +139,7 @@ struct Call {
   Session* session = nullptr;  // may be null
   Request request = {};
   Outputs outputs = {};
+  Trace trace = {};
 };
 
 }  // namespace mono

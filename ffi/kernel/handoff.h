@@ -48,12 +48,8 @@ MONO_OUTLINE arch::Word wait_long(Control* control, u64* place, u64 key, const a
   const i64 start = arch::nanoseconds();
   MONO_ROLLED
   for (;;) {
-    MONO_ROLLED
-    for (int spin = 0; spin < arch::kSpins; ++spin) {
-      const arch::Word word = arch::load_word(at);
-      if (arch::tag_of(word) == tag) return word;
-      if (!arch::step(pump)) arch::pause();
-    }
+    const arch::Word word = arch::poll(at, tag, pump);
+    if (arch::tag_of(word) == tag) return word;
     if (arch::load_acquire(&control->aborted)) break;
     if (arch::nanoseconds() - start > control->wait_limit) break;
     arch::yield();
@@ -87,7 +83,7 @@ struct Link {
   MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
     if (arch::tag_of(word) == tag) return word;
     if (failed) return {};
-    const arch::Word late = wait_long(control, place, Place(tag, layer, channel).key, at, arch::waiting(pump));
+    const arch::Word late = wait_long(control, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
     failed = arch::tag_of(late) != tag;
     return late;
   }

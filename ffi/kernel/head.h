@@ -65,7 +65,9 @@ MONO_DEVICE void head_stage(BlockState<T>& s) {
   } else {  // dense: one lane; per_lane: each lane has its own rows
     norm_input(s, kHead, norm, Input{-1, s.header.num_layers - 1, kMlp});
   }
+  s.note(kHeadInput);
   column_product(s, kHead, 0);
+  s.note(kHeadProduct);
 }
 
 // Of a block's head rows: the token of the i-th, or -1 where a tile is padded.

@@ -45,6 +45,7 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   const Stage& stage = s.device.stages[kQkv];
   const Span& run = s.share.shares[kQkv];
   norm_input(s, kQkv, s.device.constants.attention_norm + i64(layer) * s.header.hidden_size, input);
+  s.note(kQkvInput, layer);
   column_product(s, kQkv, layer);
   const i64 bias_stride = (s.device.constants.q_norm - s.device.constants.qkv_bias) / s.header.num_layers;
   const float* bias = s.constants(s.device.constants.qkv_bias + bias_stride * layer);
@@ -59,6 +60,7 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
     return row < stage.rows ? value + bias[i64(lane) * stage.rows + row] : value;
   });
   arch::sync();  // attention reuses the rows' memory
+  s.note(kQkvProduct, layer);
 }
 
 // Sum over this device's lanes of a module's output, of one own row.
@@ -149,6 +151,7 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
     s.link.pump.step();
   });
   if (rule.pushed[module] && !immediate) push_sums(s, layer, module);
+  s.note(module == kAttention ? kAttentionMixed : kMlpMixed, layer);
 }
 
 template <class T>
@@ -156,6 +159,7 @@ MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
   constexpr i32 half = arch::kTileRows / 2;  // a tile is half gate rows, half up rows of the same neurons
   const Span& run = s.share.shares[kUp];
   norm_input(s, kUp, s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size, Input{-1, layer, kAttention});
+  s.note(kUpInput, layer);
   column_product(s, kUp, layer);
   arch::Word* to = s.own_words(s.device.channels.activation, layer) + i64(s.block_index) * s.header.activation_run;
   const u32 tag = s.link.out_tag(kActivations, layer);
@@ -172,6 +176,7 @@ MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
     }
     arch::store_word(to + w, arch::pack(tag, payload));
   });
+  s.note(kUpProduct, layer);
 }
 
 // Receives the activations of all neurons; runs follow the blocks' tiles, which may end in padding.
@@ -203,7 +208,9 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
 template <class T>
 MONO_DEVICE void down_stage(BlockState<T>& s, i32 layer) {
   read_activations(s, layer);
+  s.note(kDownInput, layer);
   row_product(s, kDown, layer, kMlp);
+  s.note(kDownProduct, layer);
 }
 
 }  // namespace mono::MONO_VARIANT

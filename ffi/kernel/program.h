@@ -94,13 +94,16 @@ MONO_DEVICE void run_block(BlockState<T>& s) {
     const bool sampling = scoring || next < 0;
     s.link.tag = u32(fed) + 1;
     const u32 signal = arch::thread() == 0 ? host_signal(s, started) : 0;  // asked early: the host's memory is far away
+    s.note(kBegun);
     forward(s, token, position);
     if (sampling) head_stage(s);
     if (sampling && s.call.outputs.logits) store_logits(s, step);
     publish_summary(s, position, sampling, scoring ? next : -1, signal);
+    s.note(kSummarised);
     const Choice choice = sample_stage(s, sampling, step, position);
     s.link.failed = arch::any(s.link.failed);
     if (s.link.failed) return;
+    s.note(kChosen);
     if (sampling) report(s, step++, choice);
     if (choice.signal) {
       finish = Finish(choice.signal - 1);

@@ -60,7 +60,8 @@ MONO_DEVICE float adjusted(const BlockState<T>& s, i32 token, float logit) {
   return logit < -kHighestScore ? -kHighestScore : logit;
 }
 
-// Best of a set of candidates; ties go to the lower token.
+// Best of a set of candidates. Ties, which scores at the limit of float32 may be, go to the higher logit, then to the lower
+// token.
 struct Best {
   float score = -kInfinity;
   i32 token = -1;
@@ -68,7 +69,8 @@ struct Best {
 
   MONO_DEVICE void offer(const Best& other) {
     if (other.token < 0) return;
-    if (token < 0 || other.score > score || (other.score == score && other.token < token)) *this = other;
+    const bool ahead = other.logit > logit || (other.logit == logit && other.token < token);
+    if (token < 0 || other.score > score || (other.score == score && ahead)) *this = other;
   }
 };
 struct BetterOf {

@@ -47,7 +47,6 @@ constexpr int kFloatsPerWord = 1;
 template <class T>
 constexpr int kWeightsPerWord = 1;
 constexpr int kWordsInFlight = 8;  // loads of one thread before it looks at the first
-constexpr int kSpins = 256;        // polls before the clock is looked at and the core is offered to others
 
 // Atomic, with no ordering of its own: a word carries everything that its reader needs.
 MONO_DEVICE void store_word(Word* at, Word word) { __atomic_store_n(at, word, __ATOMIC_RELAXED); }
@@ -85,6 +84,9 @@ MONO_DEVICE i64 nanoseconds() {
   return i64(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 
+constexpr bool kTraces = true;
+MONO_DEVICE i64 trace_clock() { return nanoseconds(); }
+
 // ---- pump ---------------------------------------------------------------------------------------------------------
 
 // Fetches a block's next weights into its second-level cache while the block has something else to do than multiply:
@@ -115,9 +117,16 @@ class Pump {
   const char* end_ = nullptr;
 };
 
-// What a wait does meanwhile.
-MONO_DEVICE Pump* waiting(Pump& pump) { return &pump; }
-MONO_DEVICE bool step(Pump* pump) { return pump->step(); }
+// Looks at a word until it has the tag, but not for long: the clock must be looked at, and the core offered to others.
+// Meanwhile the pump works.
+MONO_DEVICE Pump* pump_of(Pump& pump) { return &pump; }
+MONO_DEVICE Word poll(const Word* at, u32 tag, Pump* pump) {
+  constexpr int kPolls = 256;
+  Word word = 0;
+  for (int i = 0; i < kPolls && tag_of(word = load_word(at)) != tag; ++i)
+    if (!pump->step()) pause();
+  return word;
+}
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
 

@@ -59,22 +59,34 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
-constexpr int kSpins = 4096;       // polls before the clock and the abort word, which is far away, are looked at
 
-// PTX 8.3: a 128-bit access is single-copy atomic. System scope, because peers write here, too.
+// PTX 8.3: a 128-bit access is single-copy atomic. System scope where peers write here, too.
 MONO_DEVICE Word load_word(const Word* at) {
   u64 low, high;
-  asm volatile("{\n .reg .b128 word;\n ld.relaxed.sys.global.b128 word, [%2];\n mov.b128 {%0, %1}, word;\n}"
-               : "=l"(low), "=l"(high)
-               : "l"(at)
-               : "memory");
+  if constexpr (Shape::num_devices == 1) {
+    asm volatile("{\n .reg .b128 word;\n ld.relaxed.gpu.global.b128 word, [%2];\n mov.b128 {%0, %1}, word;\n}"
+                 : "=l"(low), "=l"(high)
+                 : "l"(at)
+                 : "memory");
+  } else {
+    asm volatile("{\n .reg .b128 word;\n ld.relaxed.sys.global.b128 word, [%2];\n mov.b128 {%0, %1}, word;\n}"
+                 : "=l"(low), "=l"(high)
+                 : "l"(at)
+                 : "memory");
+  }
   return {{u32(low), u32(low >> 32), u32(high)}, u32(high >> 32)};
 }
 MONO_DEVICE void store_word(Word* at, const Word& word) {
   const u64 low = word.payload[0] | u64(word.payload[1]) << 32, high = word.payload[2] | u64(word.tag) << 32;
-  asm volatile("{\n .reg .b128 word;\n mov.b128 word, {%1, %2};\n st.relaxed.sys.global.b128 [%0], word;\n}" ::"l"(at), "l"(low),
-               "l"(high)
-               : "memory");
+  if constexpr (Shape::num_devices == 1) {
+    asm volatile("{\n .reg .b128 word;\n mov.b128 word, {%1, %2};\n st.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(at),
+                 "l"(low), "l"(high)
+                 : "memory");
+  } else {
+    asm volatile("{\n .reg .b128 word;\n mov.b128 word, {%1, %2};\n st.relaxed.sys.global.b128 [%0], word;\n}" ::"l"(at),
+                 "l"(low), "l"(high)
+                 : "memory");
+  }
 }
 MONO_DEVICE void store_place(u64* at, u64 key) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(key) : "memory"); }
 MONO_DEVICE i32 load_acquire(const i32* at) {
@@ -85,14 +97,18 @@ MONO_DEVICE i32 load_acquire(const i32* at) {
 MONO_DEVICE void store_release(i32* at, i32 value) {
   asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
-// Blocks that poll without a break take bandwidth from the tape.
-MONO_DEVICE void pause() { asm volatile("nanosleep.u32 64;"); }
+MONO_DEVICE void pause() { asm volatile("nanosleep.u32 32;"); }
 MONO_DEVICE void yield() {}  // every block has its own processor
+MONO_DEVICE u32 active_lanes() { return __activemask(); }
+MONO_DEVICE bool broadcast(u32 lanes, bool value, int from) { return __shfl_sync(lanes, int(value), from); }
+MONO_DEVICE int first_of(u32 lanes) { return __ffs(int(lanes)) - 1; }
 MONO_DEVICE i64 nanoseconds() {
   i64 now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
   return now;
 }
+constexpr bool kTraces = kTraceCalls;
+MONO_DEVICE i64 trace_clock() { return nanoseconds(); }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
 
@@ -221,9 +237,29 @@ class Pump {
   u32 next_ = 0;
 };
 
-// What a wait does meanwhile: nothing.
-MONO_DEVICE Pump* waiting(Pump&) { return nullptr; }
-MONO_DEVICE bool step(Pump*) { return false; }
+// Looks at a word until it has the tag, but not for long: the clock and the abort word, which is far away, must be looked at,
+// too. Polls take bandwidth from the tape, so of all lanes that wait only one looks; when its word is there, all look at their
+// own.
+MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
+  constexpr int kPolls = 1024;
+  Word word{};
+  MONO_ROLLED
+  for (int i = 0; i < kPolls; ++i) {
+    const u32 waiting = active_lanes();
+    const int leader = first_of(waiting);
+    if (lane() == leader) word = load_word(at);
+    if (!broadcast(waiting, word.tag == tag, leader)) {
+      pause();
+      continue;
+    }
+    if (lane() != leader) word = load_word(at);
+    if (word.tag == tag) break;
+  }
+  return word;
+}
+
+// The pump has warps of its own.
+MONO_DEVICE Pump* pump_of(Pump&) { return nullptr; }
 
 // The pump thread's end of the ring.
 class Feed {
