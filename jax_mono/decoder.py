@@ -158,7 +158,9 @@ class Decoder:
         device = home() if mesh is None else mesh.devices.flat[0]
         gpus.check(device, dtype)
         if blocks is None:
-            blocks = default_blocks(source.config, devices if mesh is None else 1, device)
+            gpu = None if device.platform == "cpu" else gpus.gpu_of(device)
+            sharing = devices if mesh is None or gpu is None else 1
+            blocks = default_blocks(source.config, sharing, None if gpu is None else gpu.multiprocessors)
         plan = make_plan(source.config, devices=devices, blocks=blocks, target=target_of(device))
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
@@ -329,18 +331,15 @@ def target_of(device: jax.Device) -> Target:
     return CPU if device.platform == "cpu" else GPU
 
 
-def default_blocks(config: ModelConfig, devices: int, device: jax.Device | None = None) -> int:
+def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
     """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
 
     Args:
         config: The model.
-        devices: Devices of the plan that share the cores of this process, or the multiprocessors of one GPU.
-        device: Where they run; None means the CPU.
+        devices: Devices of the plan that share the cores of this process, or one GPU.
+        multiprocessors: Of that GPU; None means the CPU.
     """
-    if device is None or target_of(device) is CPU:
-        blocks = settings.default_blocks(devices)
-    else:
-        blocks = max(1, gpus.gpu_of(device).multiprocessors // devices)
+    blocks = settings.default_blocks(devices) if multiprocessors is None else max(1, multiprocessors // devices)
     return min(blocks, TileFormat().row_tiles(config.hidden_size))
 
 

@@ -39,6 +39,9 @@ CHANNELS = (
 GpuPlatform = Literal["cuda", "rocm"]
 """JAX's names of the GPU platforms."""
 
+GPU_PLATFORMS: tuple[GpuPlatform, ...] = ("cuda", "rocm")
+"""All of them."""
+
 _GPUS: dict[GpuPlatform, tuple[int, str]] = {"cuda": (1, "CUDA"), "rocm": (2, "ROCM")}
 """Number in ffi/host/driver.h, and the name under which XLA knows handlers."""
 
@@ -142,7 +145,7 @@ def register() -> None:
     with _register_lock:
         if _registered:
             return
-        jax.local_devices(backend="cpu")
+        jax.local_devices()  # makes all backends; JAX_PLATFORMS may leave out the CPU's
         handler = jax.ffi.pycapsule(library().mono_decode_cpu)
         jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
         for name, (_, platform) in _GPUS.items():

@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("directory", metavar="DIRECTORY", help="where to write")
     parser.add_argument("--to", choices=("hf", "orbax"), required=True, help="the format to write")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of all tensors; what the checkpoint holds if absent"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all tensors; what the checkpoint holds if absent",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that has content")
     options.add_reading_options(parser)

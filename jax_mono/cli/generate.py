@@ -111,13 +111,14 @@ class _Run:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generates."""
-    from jax_mono.cli.machine import set_up_jax
+    from jax_mono.cli.machine import set_up_jax, settle_dtype
     from jax_mono.cli.models import open_weights
     from jax_mono.tokenizer import Tokenizer
 
     _check(arguments)
     text = prompt.read_text(arguments)
     set_up_jax(arguments.form, arguments.devices)
+    settle_dtype(arguments, kernel=arguments.backend == "kernel")
     started = time.perf_counter()
     path, source = open_weights(arguments)
     tokenizer = Tokenizer.open(path)
@@ -261,7 +262,7 @@ def _record(
     output: Output | FlaxOutput,
     seed: int,
 ) -> dict[str, Any]:
-    from jax_mono import native
+    from jax_mono.cli.machine import variant
     from jax_mono.decoder import Decoder
 
     def alternative(token: Token) -> dict[str, Any]:
@@ -289,7 +290,7 @@ def _record(
         "form": arguments.form if kernel else None,
         "devices": decoder.plan.num_devices if kernel else 1,
         "blocks": decoder.plan.num_blocks if kernel else None,
-        "variant": native.cpu_variant() if kernel else None,
+        "variant": variant() if kernel else None,
     }
 
 

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--tokens-file", metavar="T.npy", required=True, help="the tokens")
     parser.add_argument("--out", metavar="L.npy", required=True, help="where to write the logits")
     options.add_backend_option(parser)
-    options.add_dtype_option(parser, default="float32")
+    options.add_dtype_option(parser, exact=True)
     options.add_shape_options(parser)
     return parser
 
@@ -41,13 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the logits."""
     import numpy as np
 
-    from jax_mono.cli.machine import set_up_jax
+    from jax_mono.cli.machine import set_up_jax, settle_dtype
     from jax_mono.cli.models import open_weights, read_tokens
 
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such directory; --out needs an existing one")
     set_up_jax(arguments.form, arguments.devices)
+    settle_dtype(arguments, kernel=arguments.backend == "kernel")
     _, source = open_weights(arguments)
     tokens = read_tokens(arguments.tokens_file, source.config.vocab_size)
     longest = source.config.max_position_embeddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -20,6 +21,8 @@ _FORCE = "--xla_force_host_platform_device_count"
 
 def set_up_jax(form: str = "threads", devices: int = 1) -> None:
     """Chooses JAX's number of CPU devices. Without effect once JAX has looked for devices.
+
+    JAX chooses the platform: GPUs if it has a plugin for them, unless ``JAX_PLATFORMS`` says otherwise.
 
     Args:
         form: ``mesh`` needs one CPU device for each device of the plan.
@@ -53,23 +56,53 @@ def jax_platform() -> str:
         raise ConfigError(f"JAX finds no device, JAX_PLATFORMS is {told!r}; set JAX_PLATFORMS=cpu. {error}") from error
 
 
-def cpu_mesh(devices: int) -> Mesh:
-    """A mesh of CPU devices for the form with one call per JAX device.
+def device_mesh(devices: int) -> Mesh:
+    """A mesh for the form with one call per JAX device.
 
     Raises:
-        ConfigError: There are fewer CPU devices.
+        ConfigError: There are fewer JAX devices.
     """
     import jax
 
     from jax_mono.prefill import AXIS
 
-    found = jax.devices("cpu")
+    found = jax.devices()
     if len(found) < devices:
-        raise ConfigError(
-            f"--form mesh needs {devices} JAX devices, there are {len(found)}; remove {_FORCE} from XLA_FLAGS "
-            f"or set it to {devices}"
-        )
+        remedy = f"remove {_FORCE} from XLA_FLAGS or set it to {devices}"
+        if found[0].platform != "cpu":
+            remedy = "use --form threads, where one GPU runs all devices, or set JAX_PLATFORMS=cpu"
+        raise ConfigError(f"--form mesh needs {devices} JAX devices, there are {len(found)}; {remedy}")
     return jax.make_mesh((devices,), (AXIS,), devices=found[:devices])
+
+
+def settle_dtype(arguments: argparse.Namespace, *, kernel: bool = True) -> None:
+    """Fills in ``--dtype`` where it is absent, the most exact one that runs here, and refuses what does not run.
+
+    Args:
+        arguments: ``dtype`` is read, and set.
+        kernel: Whether the resident program is to run; the reference model takes every dtype.
+
+    Raises:
+        ConfigError: There is no program for such weights here.
+        NativeError: There is no program for this GPU.
+    """
+    from jax_mono import gpus
+    from jax_mono.packing import home
+
+    device = home()
+    if arguments.dtype is None:
+        arguments.dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    if kernel:
+        gpus.check(device, arguments.dtype)
+
+
+def variant() -> str:
+    """What the resident program is compiled for here: an instruction set of the CPU, or a GPU architecture."""
+    from jax_mono import gpus, native
+    from jax_mono.packing import home
+
+    device = home()
+    return native.cpu_variant() if device.platform == "cpu" else gpus.gpu_of(device).architecture
 
 
 def cpu_model() -> str:

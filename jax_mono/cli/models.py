@@ -149,14 +149,19 @@ def pack_decoder(
         The decoder.
 
     Raises:
-        ConfigError: The model cannot be cut like this, or there are too few JAX devices.
+        ConfigError: The model cannot be cut like this, has no program for such weights, or JAX has too few devices.
         CheckpointError: A tensor cannot be read.
     """
-    from jax_mono.cli.console import progress
-    from jax_mono.cli.machine import cpu_mesh
+    import jax
+
+    from jax_mono.cli.console import note, progress
+    from jax_mono.cli.machine import device_mesh
     from jax_mono.decoder import Decoder
 
     dtype = as_dtype(arguments.dtype)
+    found = jax.devices()
+    if form == "threads" and devices > 1 and len(found) > 1 and found[0].platform != "cpu":
+        note(f"the {devices} devices share one GPU; --form mesh takes one each", quiet=arguments.quiet)
     with progress("packing", weight_bytes(source.config, dtype), quiet=arguments.quiet) as on_tensor:
         return Decoder.from_source(
             source,
@@ -165,13 +170,13 @@ def pack_decoder(
             blocks=arguments.blocks,
             context=context,
             tokenizer=tokenizer,
-            mesh=cpu_mesh(devices) if form == "mesh" else None,
+            mesh=device_mesh(devices) if form == "mesh" else None,
             on_tensor=on_tensor,
         )
 
 
 def as_dtype(name: str) -> np.dtype:
-    """The dtype ``float32`` or ``bfloat16``."""
+    """The dtype ``float32``, ``bfloat16`` or ``float16``."""
     import jax.numpy as jnp
 
     return jnp.dtype(name)

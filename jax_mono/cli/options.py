@@ -85,9 +85,18 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dtype_option(parser: argparse.ArgumentParser, *, default: str = "bfloat16") -> None:
-    """Adds ``--dtype``."""
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default, help="of weights and KV cache")
+def add_dtype_option(parser: argparse.ArgumentParser, *, exact: bool = False) -> None:
+    """Adds ``--dtype``.
+
+    Args:
+        parser: Where to.
+        exact: Whether float32 is the default wherever there is a program for it; :func:`machine.settle_dtype` sets it.
+    """
+    text = "of weights and KV cache; the CPU takes float32 and bfloat16, GPUs take bfloat16 and float16"
+    if exact:
+        text += "; if absent float32, on GPUs bfloat16"
+    default = None if exact else "bfloat16"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=default, help=text)
 
 
 def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -103,19 +112,21 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False)
         type=counts if several else count,
         default="1" if several else 1,
         help=("numbers of devices to try, such as 1,2,4" if several else "devices that share the model")
-        + "; with --form threads they are groups of threads of one call",
+        + "; with --form threads they are groups of threads of one call, or groups of blocks of one GPU",
     )
     parser.add_argument(
         "--blocks",
         metavar="N",
         type=count,
-        help="threads per device; if absent the cores of this process are shared among the devices",
+        help="threads or thread blocks per device; if absent the cores of this process, or the multiprocessors of the "
+        "GPU, are shared among the devices",
     )
     parser.add_argument(
         "--form",
         choices=("threads", "mesh", "both") if several else ("threads", "mesh"),
         default="threads",
-        help="threads: one call runs all devices. mesh: one call per JAX device, with as many CPU devices forced",
+        help="threads: one call on one JAX device runs all devices. mesh: one call per JAX device, GPUs where "
+        "JAX has them, and otherwise as many CPU devices as are asked for",
     )
 
 

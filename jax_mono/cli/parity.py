@@ -49,13 +49,17 @@ MAX_KL_BFLOAT16 = 2e-3
 """Largest mean divergence for bfloat16, in nats; 2e-4 to 4e-4 in the same comparisons. It tells many small differences
 from the one large that the maximum finds among millions of logits."""
 
+MAX_ERROR_FLOAT16, MAX_KL_FLOAT16 = MAX_ERROR_BFLOAT16 / 4, MAX_KL_BFLOAT16 / 16
+"""The same for float16, whose rounding is eight times as fine; the divergence goes with its square. Both bounds leave
+twice that."""
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the command."""
     parser = options.command(subparsers, "parity", run, "compare the kernel with the reference model", _DESCRIPTION)
     model = parser.add_argument_group("model")
     options.add_model_options(model)
-    options.add_dtype_option(model, default="float32")
+    options.add_dtype_option(model, exact=True)
     options.add_shape_options(model, several=True)
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument("--tokens-file", metavar="T.npy", help="token ids to read; random ones if absent")
@@ -68,7 +72,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="E",
         type=float,
         help=f"largest difference of two logits. If absent: {MAX_ERROR:g} for float32; for bfloat16 1/32 of the "
-        f"largest logit, and a mean divergence of at most {MAX_KL_BFLOAT16:g}",
+        f"largest logit, and a mean divergence of at most {MAX_KL_BFLOAT16:g}; for float16 1/128 and "
+        f"{MAX_KL_FLOAT16:g}",
     )
     report.add_argument("--per-layer", action="store_true", help="also compare keys and values, layer by layer")
     report.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -117,13 +122,14 @@ class Result:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compares."""
-    from jax_mono.cli.machine import set_up_jax
+    from jax_mono.cli.machine import set_up_jax, settle_dtype
     from jax_mono.cli.models import open_model
 
     if arguments.tolerance is not None and not arguments.tolerance >= 0.0:
         raise ValueError(f"--tolerance is {arguments.tolerance}, must not be negative")
     forms = ("threads", "mesh") if arguments.form == "both" else (arguments.form,)
     set_up_jax(arguments.form, max(arguments.devices))
+    settle_dtype(arguments)
     source = open_model(arguments)
     tokens = _tokens(arguments, source)
     prompt = tokens[: max(1, len(tokens) // 2)]
@@ -233,17 +239,20 @@ def _tolerance(arguments: argparse.Namespace, logits: np.ndarray) -> tuple[float
         return arguments.tolerance, float("inf")
     if arguments.dtype == "float32":
         return MAX_ERROR, float("inf")
-    return MAX_ERROR_BFLOAT16 * max(1.0, float(abs(logits).max())), MAX_KL_BFLOAT16
+    largest = max(1.0, float(abs(logits).max()))
+    if arguments.dtype == "float16":
+        return MAX_ERROR_FLOAT16 * largest, MAX_KL_FLOAT16
+    return MAX_ERROR_BFLOAT16 * largest, MAX_KL_BFLOAT16
 
 
 def _record(arguments: argparse.Namespace, tokens: list[int], results: list[Result]) -> dict[str, Any]:
-    from jax_mono import native
+    from jax_mono.cli.machine import variant
 
     return {
         "model": arguments.model,
         "weights": "random" if arguments.random_weights else "checkpoint",
         "dtype": arguments.dtype,
-        "variant": native.cpu_variant(),
+        "variant": variant(),
         "tokens": len(tokens),
         "new_tokens": arguments.new_tokens,
         "ok": all(result.ok for result in results),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jax_mono.cli import options
 from jax_mono.cli.console import note
+
+if TYPE_CHECKING:
+    from jax_mono.config import ModelConfig
 
 _DESCRIPTION = """\
 Shows how a model is shared among devices and their blocks: heads, neurons, vocabulary, bytes per token.
 
   jax-mono plan laneformer-2b --devices 8 --blocks 4
+  jax-mono plan laneformer-2b --target gpu --blocks 132
   jax-mono plan smollm2-135m --blocks 2 --out plan.svg
   jax-mono plan DIR --devices 2
 
@@ -26,7 +30,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     options.add_reading_options(parser)
     parser.add_argument("--devices", metavar="N", type=options.count, default=1, help="devices that share the model")
     parser.add_argument(
-        "--blocks", metavar="N", type=options.count, help="blocks per device; this process's cores if absent"
+        "--blocks",
+        metavar="N",
+        type=options.count,
+        help="blocks per device; if absent this process's cores, or the multiprocessors of the GPU, are shared among "
+        "the devices",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("cpu", "gpu"),
+        help="what is planned for, which need not be here; what JAX uses here if absent",
     )
     parser.add_argument("--out", metavar="FILE", help="also draw it; the suffix chooses the format: .svg or .png")
     return parser
@@ -34,18 +47,43 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows a plan."""
-    from jax_mono.cli.machine import set_up_jax
     from jax_mono.cli.models import find_config
-    from jax_mono.decoder import default_blocks
     from jax_mono.draw import draw_plan, plan_text
-    from jax_mono.plan import make_plan
+    from jax_mono.plan import CPU, GPU, make_plan
 
-    set_up_jax()
+    target = arguments.target or _target_here()
     config = find_config(arguments.model, revision=arguments.revision, ignore_keys=arguments.ignore_key)
-    blocks = arguments.blocks or default_blocks(config, arguments.devices)
-    plan = make_plan(config, devices=arguments.devices, blocks=blocks)
+    blocks = arguments.blocks or _blocks(config, arguments.devices, target)
+    plan = make_plan(config, devices=arguments.devices, blocks=blocks, target=CPU if target == "cpu" else GPU)
     print(plan_text(plan))
     if arguments.out:
         draw_plan(plan, arguments.out)
         note(f"wrote {arguments.out}", quiet=arguments.quiet)
     return 0
+
+
+def _target_here() -> str:
+    from jax_mono.cli.machine import set_up_jax
+    from jax_mono.decoder import target_of
+    from jax_mono.packing import home
+
+    set_up_jax()
+    return target_of(home()).name
+
+
+def _blocks(config: ModelConfig, devices: int, target: str) -> int:
+    """Blocks per device unless asked otherwise.
+
+    Raises:
+        ConfigError: There is no GPU to count the multiprocessors of.
+    """
+    from jax_mono import native
+    from jax_mono.config import ConfigError
+    from jax_mono.decoder import default_blocks
+
+    if target == "cpu":
+        return default_blocks(config, devices)
+    for platform in native.GPU_PLATFORMS:
+        for gpu in native.gpu_report(platform).gpus:
+            return default_blocks(config, devices, gpu.multiprocessors)
+    raise ConfigError("there is no GPU here whose multiprocessors could be counted; add --blocks, 132 for an H100")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jax_mono import make_plan
+from jax_mono import make_plan, native
 from jax_mono.draw import plan_text
 from jax_mono.models.presets import preset
+from jax_mono.plan import GPU
 
 
 def test_preset(run) -> None:
@@ -40,3 +41,25 @@ def test_checkpoint_without_weights(run, chat_model: Path, tmp_path: Path) -> No
 def test_bad_input(run, arguments: list[str], message: str) -> None:
     ran = run("plan", *arguments)
     assert (ran.code, ran.out) == (2, "") and message in ran.err
+
+
+def test_for_a_gpu_that_is_not_here(run) -> None:
+    ran = run("plan", "laneformer-2b", "--target", "gpu", "--blocks", "132")
+    plan = make_plan(preset("laneformer-2b"), blocks=132, target=GPU)
+    assert (ran.code, ran.out.rstrip("\n"), ran.err) == (0, plan_text(plan).rstrip("\n"), "")
+    assert "words of 16 bytes" in ran.out
+    assert "words of 8 bytes" in run("plan", "laneformer-2b", "--target", "cpu", "--blocks", "2").out
+
+
+def test_blocks_of_a_gpu_by_default(run, monkeypatch) -> None:
+    def report(platform: str, *gpus: native.Gpu) -> native.GpuReport:
+        found = list(gpus) if platform == "rocm" else []
+        return native.GpuReport(found, "", "", "", "")
+
+    gpu = native.Gpu("a GPU", "gfx942", 304, 1 << 16)
+    monkeypatch.setattr(native, "gpu_report", lambda platform: report(platform, gpu))
+    assert "2 devices × 152 blocks" in run("plan", "laneformer-2b", "--target", "gpu", "--devices", "2").out
+    assert "1 device × 8 blocks" in run("plan", "tiny", "--target", "gpu").out  # it has work for no more
+    monkeypatch.setattr(native, "gpu_report", report)
+    ran = run("plan", "laneformer-2b", "--target", "gpu")
+    assert (ran.code, ran.out) == (2, "") and "there is no GPU here whose multiprocessors could be counted" in ran.err
