@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jax_mono.cli import machine, options
 from jax_mono.cli.console import print_json
+from jax_mono.cli.verdict import (
+    PLATFORMS,
+    SELF_TEST,
+    Finding,
+    Status,
+    Verdict,
+    jax_devices,
+    left_out,
+    split_error,
+    verdicts,
+)
 from jax_mono.config import ConfigError
 
+if TYPE_CHECKING:
+    import jax
+
+    from jax_mono.native import GpuPlatform, GpuReport
+
 _DESCRIPTION = """\
-Looks at everything that jax_mono depends on, then generates a few tokens with a tiny model on the kernel and on the
-reference model and compares them. Exit code 0 if the default, decoding on CPU, works; 1 if it does not.
+Looks at everything that jax_mono depends on, and on every platform that is usable generates a few tokens with a tiny
+model, on the kernel and on the reference model, and compares them. Ends with a verdict for each platform: CPU, NVIDIA
+and AMD GPUs. Exit code 0 if decoding works on the platform that JAX uses here; 1 if it does not.
 
   jax-mono doctor
   jax-mono doctor --json
 """
 
-Status = Literal["ok", "note", "fail"]
-_MARKS = {"ok": "+", "note": "-", "fail": "!"}
+_MARKS: dict[Status, str] = {"ok": "+", "note": "-", "fail": "!"}
 _GIB = 1 << 30
 
 # Instruction sets by the variant of the resident program that needs them, best first.
@@ -41,26 +57,8 @@ _EXTRAS = {
     "plot": ("matplotlib",),
     "cli": ("rich",),
 }
-_GPUS = {"CUDA": ("libcuda.so.1",), "ROCm": ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so")}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        section: What it belongs to.
-        name: What it is.
-        status: ``ok``; ``note`` for something missing that is not needed; ``fail`` for something that is.
-        text: What was found.
-        remedy: What to do about it, or empty.
-    """
-
-    section: str
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
+_CPU_TOLERANCE, _GPU_TOLERANCE = 1e-4, 0.05
+"""Largest difference of two logits of the tiny model, in float32 and in bfloat16; they deviate by about one."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -78,11 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 _print(finding, new_section=not findings or findings[-1].section != finding.section)
             findings.append(finding)
-    works = all(finding.status != "fail" for finding in findings)
+    found = list(verdicts(findings))
+    works = any(verdict.works and verdict.used for verdict in found)
     if arguments.json:
-        print_json({"works": works, "findings": [asdict(finding) for finding in findings]})
+        record = {"works": works, "platforms": [asdict(verdict) for verdict in found]}
+        print_json(record | {"findings": [asdict(finding) for finding in findings]})
     else:
-        print(f"\n{'Decoding on CPU works.' if works else 'Decoding on CPU does not work; see the lines with !'}")
+        print("\nverdict")
+        for verdict in found:
+            _print_verdict(verdict)
     return 0 if works else 1
 
 
@@ -180,33 +182,70 @@ def _devices() -> Iterator[Finding]:
 
     section = "jax"
     try:
-        platform = machine.jax_platform()
+        machine.jax_platform()
     except ConfigError as error:
         yield Finding(section, "devices", "fail", str(error))
         return
     found = jax.devices()
-    platforms = {device.platform: sum(other.platform == device.platform for other in found) for device in found}
-    text = ", ".join(f"{number} x {platform}" for platform, number in platforms.items())
-    if platform == "cpu":
-        yield Finding(section, "devices", "ok", text)
-    else:
-        remedy = "the command line sets JAX_PLATFORMS=cpu by itself; set it for your own programs"
-        yield Finding(section, "devices", "note", f"{text}; the resident program runs on CPU", remedy)
+    kinds = [f"{device.platform} ({device.device_kind})" for device in found]
+    counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    yield Finding(section, "devices", "ok", f"{counts}: where decoding runs unless JAX_PLATFORMS says otherwise")
+    for platform in ("cuda", "rocm"):
+        if jax_devices(platform):
+            yield Finding(section, platform, "ok", f"a plugin with {len(jax_devices(platform))} devices")
+        elif left_out(platform):
+            yield Finding(section, platform, "note", f"left out by JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}")
+        else:
+            yield Finding(section, platform, "note", "JAX has no plugin, or it found no device")
 
 
 def _gpus() -> Iterator[Finding]:
-    for name, libraries in _GPUS.items():
-        found = next((library for library in libraries if _loads(library)), None)
-        text = f"{found} is there" if found else f"no driver ({libraries[0]} does not load)"
-        yield Finding("gpu", name, "note", f"{text}; in this version the resident program runs on CPU only")
+    from jax_mono import native
+
+    for platform in native.GPU_PLATFORMS:
+        yield from _gpu_platform(platform, native.gpu_report(platform))
 
 
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+def _gpu_platform(platform: GpuPlatform, report: GpuReport) -> Iterator[Finding]:
+    from jax_mono import gpus
+
+    section = PLATFORMS[platform]
+    if report.driver_error:
+        yield Finding(section, "driver", "note", *split_error(report.driver_error))
+    else:
+        yield Finding(section, "driver", "ok" if report.gpus else "note", f"shows {len(report.gpus)} GPUs")
+    for index, gpu in enumerate(report.gpus):
+        text = (
+            f"{gpu.name}, {gpu.architecture}, {gpu.multiprocessors} multiprocessors, "
+            f"{gpu.shared_memory >> 10} KiB of shared memory per block"
+        )
+        missing = gpus.why_not(gpu)
+        yield Finding(section, f"GPU {index}", "note" if missing else "ok", f"{text}: {missing or 'has a program'}")
+    if report.compiler_error:
+        yield Finding(section, "compiler", "note", *split_error(report.compiler_error))
+    else:
+        yield Finding(section, "compiler", "ok", report.compiler)
+    if not report.gpus:
+        return
+    if not report.cache:
+        remedy = "set HOME or JAX_MONO_CACHE"
+        yield Finding(
+            section, "cache", "note", "compiled programs are not kept: there is no directory for them", remedy
+        )
+    elif not _writable(Path(report.cache)):
+        remedy = f"make {report.cache} writable, or set JAX_MONO_CACHE"
+        yield Finding(
+            section, "cache", "note", f"{report.cache} cannot be written: every process compiles anew", remedy
+        )
+    else:
+        yield Finding(section, "cache", "ok", report.cache)
+
+
+def _writable(directory: Path) -> bool:
+    """Whether a directory can be written, or made."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
 
 
 def _extras() -> Iterator[Finding]:
@@ -228,25 +267,55 @@ def _extras() -> Iterator[Finding]:
 
 
 def _self_test() -> Iterator[Finding]:
+    """Compares kernel and Flax on every platform that JAX has and that there is a program for."""
+    from jax_mono import gpus, native
+
+    if found := jax_devices("cpu"):
+        yield _compare("cpu", found[0])
+    for platform in native.GPU_PLATFORMS:
+        if (found := jax_devices(platform)) and not gpus.why_not(gpus.gpu_of(found[0])):
+            yield _compare(platform, found[0])
+
+
+def _compare(platform: str, device: jax.Device) -> Finding:
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jax_mono.cli.flax_decoder import FlaxDecoder
     from jax_mono.cli.models import TINY
     from jax_mono.decoder import Decoder
     from jax_mono.models.random_source import RandomSource
 
-    source, prompt, new = RandomSource(TINY["tiny"]), [1, 2, 3, 4], 8
-    with jax.default_device(jax.devices("cpu")[0]):
-        decoder = Decoder.from_source(source, dtype=jnp.float32, blocks=min(2, machine.cores()), context=16)
-        reference = FlaxDecoder.from_source(source, dtype=jnp.float32, context=16)
-        expected = reference.stream(prompt, max_new_tokens=new).result().tokens
-        found = decoder.generate(prompt, max_new_tokens=new, stop=[]).tokens
-    if found == expected:
-        yield Finding("self-test", "kernel and Flax", "ok", f"generate the same {new} tokens with a tiny random model")
-    else:
-        remedy = "run jax-mono parity --model tiny --random-weights --per-layer, and report it"
-        yield Finding("self-test", "kernel and Flax", "fail", f"differ: {found} and {expected}", remedy)
+    source, text = RandomSource(TINY["tiny"]), [1, 2, 3, 4, 5, 6, 7, 8]
+    dtype, bound = (jnp.float32, _CPU_TOLERANCE) if platform == "cpu" else (jnp.bfloat16, _GPU_TOLERANCE)
+    remedy = "run jax-mono parity --model tiny --random-weights --per-layer, and report it"
+    try:
+        with jax.default_device(device):
+            blocks = min(2, machine.cores()) if platform == "cpu" else None
+            decoder = Decoder.from_source(source, dtype=dtype, blocks=blocks, context=16)
+            reference = FlaxDecoder.from_source(source, dtype=dtype, context=16)
+            expected, found = reference.forward(text)[0], decoder.score(text, logits=True).logits
+            generated = decoder.generate(text, max_new_tokens=8, stop=[])
+    except (RuntimeError, ValueError) as error:
+        return Finding(SELF_TEST, platform, "fail", str(error), remedy)
+    assert found is not None
+    difference = float(np.abs(found - expected).max())
+    # Not a number is not within any bound.
+    if difference <= bound and len(generated.tokens) == 8:
+        text = (
+            f"kernel and Flax differ by {difference:.1e} in the logits of a tiny random {jnp.dtype(dtype).name} model"
+        )
+        return Finding(SELF_TEST, platform, "ok", text)
+    return Finding(SELF_TEST, platform, "fail", f"logits differ by {difference:.1e}, beyond {bound:g}", remedy)
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    works = "decoding works" if verdict.works else "decoding does not work"
+    used = ", and is what JAX uses here" if verdict.used else ""
+    mark = "ok" if verdict.works else "fail" if verdict.used else "note"
+    remedy = f"\n      -> {verdict.remedy}" if verdict.remedy else ""
+    print(f"  {_MARKS[mark]} {PLATFORMS[verdict.platform]}: {works}{used}: {verdict.text}{remedy}")
 
 
 def _print(finding: Finding, *, new_section: bool) -> None:
