@@ -265,6 +265,8 @@ def compile_program(
 ) -> bytes:
     """Compiles the resident program of a plan for a GPU; needs the platform's compiler, but no GPU.
 
+    Calls find the result in the cache of programs, so that many can be compiled at once and ahead of time.
+
     Args:
         platform: Whose compiler.
         record: The plan, from :func:`jax_mono.record.plan_record`.

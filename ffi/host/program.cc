@@ -48,21 +48,25 @@ Source entry(const std::vector<Source>& sources, const std::string& architecture
                               (known.empty() ? "none for any GPU" : "programs for " + known));
 }
 
-// Machine code from this process, from disk, or from the compiler. Called under program()'s lock, so that the devices of
-// a machine compile once.
-const std::string& machine_code(Platform platform, const Job& job) {
-  static std::map<std::string, std::string> known;
-  const Compiler& with = compiler(platform);
-  const std::string key = job.key(with.version());
-  auto found = known.find(key);
-  if (found != known.end()) return found->second;
+// Machine code from disk, or from the compiler.
+std::string machine_code(const Compiler& with, const Job& job, const std::string& key) {
   std::string code;
   const ProgramCache cache;
   if (!cache.load(key, code)) {
     code = with.compile(job.main, job.headers, job.options);
     cache.store(key, code);
   }
-  return known[key] = std::move(code);
+  return code;
+}
+
+// The same, or from this process. Called under program()'s lock, so that the devices of a machine compile once.
+const std::string& known_code(Platform platform, const Job& job) {
+  static std::map<std::string, std::string> known;
+  const Compiler& with = compiler(platform);
+  const std::string key = job.key(with.version());
+  auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  return known[key] = machine_code(with, job, key);
 }
 
 // No GPU calls itself this: tests put a library in the driver's place that runs the CPU's program on the same records.
@@ -87,7 +91,7 @@ std::unique_ptr<Program> make(const Driver& driver, int ordinal, const Plan& pla
   made->architecture = driver.architecture(ordinal);
   const Order order(driver.platform(), made->architecture, driver.shared_limit(ordinal), plan, type);
   made->shape = order.shape;
-  const std::string& code = machine_code(driver.platform(), order.job);
+  const std::string& code = known_code(driver.platform(), order.job);
 
   const Current current(driver, ordinal);
   void* module = driver.load(code);
@@ -111,7 +115,8 @@ std::unique_ptr<Program> make(const Driver& driver, int ordinal, const Plan& pla
 std::string compile_program(Platform platform, const std::string& architecture, i64 shared_limit, const Plan& plan,
                             WeightType type) {
   const Job job = Order(platform, architecture, shared_limit, plan, type).job;
-  return compiler(platform).compile(job.main, job.headers, job.options);
+  const Compiler& with = compiler(platform);
+  return machine_code(with, job, job.key(with.version()));
 }
 
 const Program& program(const Driver& driver, int ordinal, const std::string& record, WeightType type) {

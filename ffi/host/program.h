@@ -21,7 +21,7 @@ struct Program {
 const Program& program(const Driver& driver, int ordinal, const std::string& record, WeightType type);
 
 // Machine code for an architecture whose blocks have `shared_limit` bytes of shared memory. Needs the compiler but no GPU,
-// and leaves the cache alone. Throws like program().
+// and keeps the result in the cache, for program() to find. Throws like program().
 std::string compile_program(Platform platform, const std::string& architecture, i64 shared_limit, const Plan& plan,
                             WeightType type);
 
