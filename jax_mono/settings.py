@@ -17,6 +17,11 @@
                                 ``~/.cache``. Read by the native library.
 ``JAX_MONO_KERNELS``            Directory that holds ``kernel/``: GPU programs are compiled from there instead of from
                                 the sources in the library. For work on them. Read by the native library.
+``JAX_MONO_TRACE``              File that every call writes (over) with the times at which its blocks came to the
+                                moments of a few tokens; ``jax-mono trace`` reads it. Calls of ``shard_map`` append
+                                ``.0``, ``.1`` and so on. Read by the native library.
+``JAX_MONO_TRACE_TOKENS``       Which tokens: ``FIRST,COUNT``, counted from the first one that the call feeds; at most
+                                1024. Default: ``8,8``. Read by the native library.
 ==============================  ==========================================================================
 """
 
