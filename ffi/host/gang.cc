@@ -33,13 +33,14 @@ void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls)
     for (size_t device = 0; device < exchange_.size(); ++device) call.exchange[device] = exchange_[device].data();
   }
   start_blocks(variant, type, calls);
-  if (times) times->write();
   std::unique_lock<std::mutex> lock(mutex_);
   finished_ += calls.size();
   finished_changed_.notify_all();
   // Every wait of every block is bounded by wait_limit, so the others are at most that far behind.
   finished_changed_.wait_for(lock, std::chrono::nanoseconds(2 * control_.wait_limit),
                              [this] { return finished_ == exchange_.size(); });
+  lock.unlock();
+  if (times) times->write();
 }
 
 void Gang::start_blocks(const Variant& variant, WeightType type, const std::vector<Call>& calls) {

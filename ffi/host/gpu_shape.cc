@@ -20,15 +20,20 @@ namespace {
 // What is known of an architecture before its compiler runs.
 struct Architecture {
   const char* name;
+  i32 warp;                // threads
   i32 pump_threads;        // beside those that run the stages
   i32 slots;               // of the ring in shared memory; 0 if weights stream through registers
+  i32 most_chunks;         // of a piece, if that leaves few enough pieces
   i32 copies_in_flight;    // of the ring; more of them slow each other down
   i32 static_bytes;        // of shared memory that the kernel declares itself, at most
 };
-constexpr Architecture kArchitectures[] = {{"sm_90a", 128, 16, 4, 1024}, {"gfx942", 0, 0, 0, 1024}};
+constexpr Architecture kArchitectures[] = {
+    {"sm_90a", 32, 128, 16, 24, 4, 1024},  // 12 KiB a copy
+    {"gfx942", 64, 0, 0, 12, 0, 2048},     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns
+    {"fibers", 32, 0, 0, 24, 0, 0},         // no GPU: ffi/test/fibers runs the same stage code on a CPU
+};
 
 constexpr i64 kChunkBytes = kChunkWords * 2;
-constexpr i32 kMostChunks = 24;  // of a slot: 12 KiB a copy
 constexpr i64 kBarrierBytes = 16;  // of a slot
 
 struct Sizes {
@@ -36,11 +41,12 @@ struct Sizes {
   i32 touched_lanes = 1;
 };
 
+template <i32 kWarp>
 Sizes sizes_of(const Plan& plan) {
   Sizes most;
   for (i32 device = 0; device < plan.header->num_devices; ++device) {
     for (i32 block = 0; block < plan.header->num_blocks; ++block) {
-      const gpu_sizes::Scratch<bf16, gpu_sizes::Workspace<bf16>> scratch(plan, device, block, nullptr, nullptr);
+      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kWarp>> scratch(plan, device, block, nullptr, nullptr);
       most.near_bytes = std::max(most.near_bytes, scratch.near_bytes);
       most.far_bytes = std::max(most.far_bytes, scratch.far_bytes);
       most.touched_lanes =
@@ -113,16 +119,21 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
     refuse("the plan was made for CPUs; make it with target=jax_mono.plan.GPU");
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
-  const Sizes sizes = sizes_of(plan);
-  i32 slot_chunks = kMostChunks;
+  const Sizes sizes = arch->warp == 32 ? sizes_of<32>(plan) : sizes_of<64>(plan);
+  i32 slot_chunks = arch->most_chunks;
   i64 ring = 0;
   if (arch->slots) {
     const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes - 128;
-    slot_chunks = i32(std::min<i64>(kMostChunks, (room / arch->slots - kBarrierBytes) / kChunkBytes));
+    slot_chunks = i32(std::min<i64>(arch->most_chunks, (room / arch->slots - kBarrierBytes) / kChunkBytes));
     if (slot_chunks < 1)
       refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves nothing of " +
              std::to_string(shared_limit) + " to stream weights through; spread it over more devices");
     ring = (arch->slots * (slot_chunks * kChunkBytes + kBarrierBytes) + 127) / 128 * 128;
+  } else {
+    if (sizes.near_bytes + arch->static_bytes > shared_limit)
+      refuse("the model needs " + std::to_string(sizes.near_bytes + arch->static_bytes) + " bytes of shared memory per block, of " +
+             std::to_string(shared_limit) + "; spread it over more devices");
+    while (slot_chunks < 2 * arch->most_chunks && most_pieces(plan, slot_chunks) > kMaxPieces) ++slot_chunks;
   }
   if (most_pieces(plan, slot_chunks) > kMaxPieces) refuse("a row of weights is too long for this kernel; spread the model over more devices");
 

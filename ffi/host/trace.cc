@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <stdexcept>
 
 namespace mono {
@@ -39,11 +38,13 @@ TraceTimes::TraceTimes(const TraceWish& wish, const Header& header, i32 first_de
 void TraceTimes::write() const {
   std::string path = wish_.path;
   if (devices_ != header_.num_devices) path += "." + std::to_string(first_device_);
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), std::fclose);
   const i64 head[] = {kTraceMagic,     first_device_, devices_,           header_.num_blocks, header_.num_layers, wish_.first,
                       wish_.tokens, marks_per_token(header_.num_layers)};
-  if (!file || std::fwrite(head, sizeof head, 1, file.get()) != 1 ||
-      std::fwrite(times_.data(), sizeof(i64), times_.size(), file.get()) != times_.size())
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  bool whole = file && std::fwrite(head, sizeof head, 1, file) == 1 &&
+               std::fwrite(times_.data(), sizeof(i64), times_.size(), file) == times_.size();
+  if (file && std::fclose(file)) whole = false;
+  if (!whole)
     throw std::runtime_error("cannot write the trace " + path + "; JAX_MONO_TRACE must name a file that can be written");
 }
 

@@ -63,11 +63,11 @@ MONO_DEVICE void norm_heads(BlockState<T>& s, float* heads, i32 count, i64 norm,
   arch::sync();
 }
 
-// A range of rows of one lane, as words of the QKV channel: runs are tiles.
+// A range of rows of one lane, as words of the QKV channel: runs are tiles. Its values go to `offset` of some vector.
 struct RowWords {
-  i32 first_row, rows, first_tile, words;
+  i32 first_row, rows, first_tile, words, offset;
 
-  MONO_DEVICE RowWords(i32 first, i32 count) : first_row(first), rows(count) {
+  MONO_DEVICE RowWords(i32 first, i32 count, i32 to) : first_row(first), rows(count), offset(to) {
     first_tile = first / arch::kTileRows;
     words = ((first + count - 1) / arch::kTileRows - first_tile + 1) * kTileWords;
   }
@@ -92,11 +92,12 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head,
   const i32 size = h.head_dim, group = h.queries_per_kv;
   const i32 lane = head / s.heads_per_lane(), in_lane = head - lane * s.heads_per_lane();
   const i32 q_rows = s.heads_per_lane() * group * size, kv_rows = s.heads_per_lane() * size;
-  const RowWords queries(in_lane * group * size, group * size), key(q_rows + in_lane * size, size),
-      value(q_rows + kv_rows + in_lane * size, size);
+  const RowWords queries(in_lane * group * size, group * size, 0), key(q_rows + in_lane * size, size, group * size),
+      value(q_rows + kv_rows + in_lane * size, size, (group + 1) * size);
   const arch::Word* from = s.own_words(s.device.channels.qkv, layer) + i64(lane) * s.device.stages[kQkv].tiles_per_lane * kTileWords;
   float* const out = s.scratch.query;
-  auto place = [&](i32& w) -> const RowWords& {
+  // By value, so that the ranges stay in registers.
+  auto place = [&](i32& w) -> RowWords {
     if (w < queries.words) return queries;
     w -= queries.words;
     if (w < key.words) return key;
@@ -106,13 +107,12 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head,
   s.link.read(
       queries.words + (owner ? key.words + value.words : 0), kQkvRows, layer,
       [&](i32 w) {
-        const RowWords& range = place(w);
+        const RowWords range = place(w);
         return from + range.first_tile * kTileWords + w;
       },
       [&](i32 w, const arch::Word& word) {
-        const RowWords& range = place(w);
-        const i32 offset = &range == &queries ? 0 : &range == &key ? group * size : (group + 1) * size;
-        range.unpack(w, word, [&](i32 i, float x) { out[offset + i] = x; });
+        const RowWords range = place(w);
+        range.unpack(w, word, [&](i32 i, float x) { out[range.offset + i] = x; });
       });
   arch::sync();
   if (h.qk_norm) {

@@ -36,10 +36,11 @@ struct BlockState {
         scratch(c.plan, c.device, block, near, far),
         device(*scratch.device),
         share(*scratch.share),
-        link{c.control, c.device, block, c.control->places + c.device * header.num_blocks + block} {
+        link{c.control, c.device, block, c.control->places + c.device * header.num_blocks + block, scratch.failed} {
     if (arch::thread() == 0) {
       *scratch.device = c.plan.devices[c.device];
       *scratch.share = c.plan.block(c.device, block);
+      *scratch.failed = 0;
     }
     arch::sync();
     prepare(scratch.work, device);

@@ -42,8 +42,11 @@ MONO_DEVICE constexpr i32 words_for(i32 values, i32 per_word) { return (values +
 constexpr i32 kTileWords = (arch::kTileRows + kFloatsPerWord - 1) / kFloatsPerWord;  // of a tile's rows
 
 // Polls a word until its tag is the wanted one, and returns it. Gives up, with another tag, when the call has failed or the
-// wait was too long; then notes `key` at `place`. Out of line: every hand-off has a wait, and most of them end here.
-MONO_OUTLINE arch::Word wait_long(Control* control, u64* place, u64 key, const arch::Word* at, arch::Pump* pump) {
+// wait was too long; then notes `key` at `place`, if it is the first wait of the block to do so: later ones only follow from
+// it. Out of line: every hand-off has a wait, and most of them end here.
+MONO_COLD arch::Word wait_long(Control* control, volatile i32* failed, u64* place, u64 key, const arch::Word* at,
+                               arch::Pump* pump) {
+  if (*failed) return {};
   const u32 tag = Place(key).epoch();
   const i64 start = arch::nanoseconds();
   MONO_ROLLED
@@ -54,7 +57,8 @@ MONO_OUTLINE arch::Word wait_long(Control* control, u64* place, u64 key, const a
     if (arch::nanoseconds() - start > control->wait_limit) break;
     arch::yield();
   }
-  arch::store_place(place, key);
+  if (!*failed) arch::store_place(place, key);
+  *failed = 1;
   arch::store_release(&control->aborted, 1);
   return {};
 }
@@ -63,10 +67,10 @@ MONO_OUTLINE arch::Word wait_long(Control* control, u64* place, u64 key, const a
 struct Link {
   Control* control;
   i32 device, block;
-  u64* place;  // this block's entry of Control::places
+  u64* place;            // this block's entry of Control::places
+  volatile i32* failed;  // near: set by the block's first wait in vain; its other threads see it after the next barrier
   arch::Pump pump{};
   u32 tag = 0;
-  bool failed = false;
 
   // Tag for words published now; wrong on purpose where a test asked to lose this hand-off.
   MONO_DEVICE u32 out_tag(Channel channel, i32 layer) const {
@@ -82,10 +86,7 @@ struct Link {
   // The same for a word that was loaded already.
   MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
     if (arch::tag_of(word) == tag) return word;
-    if (failed) return {};
-    const arch::Word late = wait_long(control, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
-    failed = arch::tag_of(late) != tag;
-    return late;
+    return wait_long(control, failed, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
   }
 
   // Waits for `count` words, at(i) is the address of the i-th, and hands them on: sink(i, word). The threads of the block

@@ -101,8 +101,10 @@ MONO_DEVICE void run_block(BlockState<T>& s) {
     publish_summary(s, position, sampling, scoring ? next : -1, signal);
     s.note(kSummarised);
     const Choice choice = sample_stage(s, sampling, step, position);
-    s.link.failed = arch::any(s.link.failed);
-    if (s.link.failed) return;
+    arch::sync();
+    const bool failed = *s.link.failed;
+    arch::sync();  // before anyone's next wait can set it
+    if (failed) return;
     s.note(kChosen);
     if (sampling) report(s, step++, choice);
     if (choice.signal) {

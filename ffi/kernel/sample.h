@@ -92,7 +92,10 @@ struct Noise {
       group = token >> 2;
       random = philox(request.seed[0], request.seed[1], u32(group), u32(position), 0, 0);
     }
-    return gumbel(random.word[token & 3]);
+    u32 bits = 0;
+    for (i32 k = 0; k < 4; ++k)  // no variable index: the words stay in registers
+      if (k == (token & 3)) bits = random.word[k];
+    return gumbel(bits);
   }
 };
 

@@ -1,16 +1,25 @@
 // Stands in for libamdhip64 and libhiprtc on machines without a GPU, for tests of everything around the program.
 //
-// Device memory is host memory. A "compiled" program is a text; launching it runs the portable CPU program on the same
-// Call records, in threads of its own, so that a call gives right results if and only if the host side prepared it right.
+// Device memory is host memory. Launching a program runs it on the CPU on the same Call records, in threads of its own, so that
+// a call gives right results if and only if the host side prepared it right. What runs depends on the architecture:
+//
+//   host    "compiles" to a text and runs the portable CPU program
+//   fibers  is compiled by g++ and runs the GPU's own stage code, see fibers/arch.h
+//
 // Environment variables, read at every call, script what goes wrong:
 //
 //   STAND_IN_FAIL=function:error[:device],...   functions that return an error; stand_in_fail() adds some for a thread
 //   STAND_IN_DEVICES, STAND_IN_MULTIPROCESSORS, STAND_IN_OCCUPANCY, STAND_IN_ARCHITECTURE   what is there
 //   STAND_IN_LOG=text                           the compiler refuses with this log
 //   STAND_IN_WEIGHTS=bfloat16                   of the program that is launched; else float32
+#include <dlfcn.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <sstream>
@@ -89,8 +98,49 @@ void run(const Call* calls, int blocks) {
 }
 
 struct RtcProgram {
-  std::string main, log;
-  std::vector<std::string> names;
+  std::string main, log, code;
+  std::map<std::string, std::string> headers;
+};
+
+// A new, empty directory.
+std::filesystem::path new_directory() {
+  std::string path = (std::filesystem::temp_directory_path() / "stand_in_XXXXXX").string();
+  return mkdtemp(path.data());
+}
+std::string content(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Builds a library of the sources; leaves what g++ says in the log.
+void compile_for_fibers(RtcProgram& program) {
+  const std::filesystem::path directory = new_directory();
+  program.headers["main.cc"] = program.main;
+  for (const auto& [name, text] : program.headers) {
+    std::filesystem::create_directories((directory / name).parent_path());
+    std::ofstream(directory / name, std::ios::binary) << text;
+  }
+  const std::string in = " '" + directory.string();
+  const std::string command = "g++ -std=c++17 -O1 -shared -fPIC -pthread -fvisibility=hidden -I" + in + "'" + in + "/main.cc' -o" +
+                              in + "/program.so' 2>" + in + "/log'";
+  if (std::system(command.c_str())) program.log = content(directory / "log");
+  program.code += content(directory / "program.so");
+  std::filesystem::remove_all(directory);
+}
+
+struct Module {
+  void* library = nullptr;  // of a program for fibers
+};
+struct Kernel {
+  void (*run)(const Call*, int) = nullptr;  // of a program for fibers
+  bool decodes = true;
+};
+
+// The size of the code stands before it, because those who load it do not say.
+struct CodeHead {
+  char magic[sizeof kMagic - 1];
+  char fibers;
+  size_t bytes;
 };
 
 }  // namespace
@@ -196,17 +246,30 @@ STAND_IN int hipModuleLoadData(void** module, const void* image) {
   *module = nullptr;
   if (int error = enter("hipModuleLoadData")) return error;
   if (std::memcmp(image, kMagic, sizeof kMagic - 1)) return 200;
-  *module = new int(0);
+  CodeHead head;
+  std::memcpy(&head, image, sizeof head);
+  auto loaded = new Module;
+  if (head.fibers) {
+    const std::filesystem::path directory = new_directory();
+    std::ofstream(directory / "program.so", std::ios::binary).write(static_cast<const char*>(image) + sizeof head, head.bytes);
+    loaded->library = dlopen((directory / "program.so").c_str(), RTLD_NOW | RTLD_LOCAL);
+    std::filesystem::remove_all(directory);
+    if (!loaded->library) return 200;
+  }
+  *module = loaded;
   return 0;
 }
 STAND_IN int hipModuleUnload(void* module) {
-  delete static_cast<int*>(module);
+  delete static_cast<Module*>(module);
   return enter("hipModuleUnload");
 }
-STAND_IN int hipModuleGetFunction(void** function, void*, const char* name) {
-  static char decode[] = "mono_decode", stream[] = "mono_stream";
-  char* known = !std::strcmp(name, decode) ? decode : !std::strcmp(name, stream) ? stream : nullptr;
-  *function = known;
+STAND_IN int hipModuleGetFunction(void** function, void* module, const char* name) {
+  auto kernel = new Kernel;  // for good: as few as there are programs
+  kernel->decodes = !std::strcmp(name, "mono_decode");
+  void* library = static_cast<Module*>(module)->library;
+  if (library) kernel->run = reinterpret_cast<void (*)(const Call*, int)>(dlsym(library, name));
+  const bool known = library ? kernel->run != nullptr : kernel->decodes || !std::strcmp(name, "mono_stream");
+  *function = known ? kernel : nullptr;
   const int error = enter("hipModuleGetFunction");
   return error ? error : known ? 0 : 500;
 }
@@ -217,10 +280,11 @@ STAND_IN int hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, voi
 STAND_IN int hipModuleLaunchCooperativeKernel(void* function, unsigned x, unsigned, unsigned, unsigned, unsigned,
                                               unsigned, unsigned, void* stream, void** arguments) {
   if (int error = enter("hipModuleLaunchCooperativeKernel")) return error;
-  if (std::strcmp(static_cast<const char*>(function), "mono_decode")) return 0;
+  const auto* kernel = static_cast<const Kernel*>(function);
+  if (!kernel->decodes) return 0;
   const auto* calls = *static_cast<const Call* const*>(arguments[0]);
   std::lock_guard<std::mutex> lock(mutex);
-  streams[{device, stream}].emplace_back([calls, x] { run(calls, int(x)); });
+  streams[{device, stream}].emplace_back([kernel, calls, x] { kernel->run ? kernel->run(calls, int(x)) : run(calls, int(x)); });
   return 0;
 }
 STAND_IN int hipDeviceEnablePeerAccess(int, unsigned) { return enter("hipDeviceEnablePeerAccess"); }
@@ -233,9 +297,11 @@ STAND_IN int hiprtcVersion(int* major, int* minor) {
 STAND_IN const char* hiprtcGetErrorString(int error) {
   return error == 6 ? "HIPRTC_ERROR_COMPILATION" : error ? "HIPRTC_ERROR_INTERNAL_ERROR" : "HIPRTC_SUCCESS";
 }
-STAND_IN int hiprtcCreateProgram(void** program, const char* main, const char*, int count, const char* const*,
-                                 const char* const* names) {
-  *program = new RtcProgram{main, "", {names, names + count}};
+STAND_IN int hiprtcCreateProgram(void** program, const char* main, const char*, int count,
+                                 const char* const* texts, const char* const* names) {
+  auto made = new RtcProgram{main, "", "", {}};
+  for (int i = 0; i < count; ++i) made->headers[names[i]] = texts[i];
+  *program = made;
   return enter("hiprtcCreateProgram");
 }
 STAND_IN int hiprtcDestroyProgram(void** program) {
@@ -247,8 +313,19 @@ STAND_IN int hiprtcCompileProgram(void* program, int, const char* const*) {
   const char* log = std::getenv("STAND_IN_LOG");
   if (log) job.log = log;
   bool found = false;
-  for (const std::string& name : job.names) found = found || job.main == "#include \"" + name + "\"\n";
+  for (const auto& [name, text] : job.headers) found = found || job.main == "#include \"" + name + "\"\n";
   if (!found) job.log = "fatal error: file not found: " + job.main;
+  const bool fibers = job.main.find("/fibers.h") != std::string::npos;
+  if (fibers && job.log.empty()) {
+    compile_for_fibers(job);
+  } else {
+    job.code = job.main;
+  }
+  CodeHead head{};
+  std::memcpy(head.magic, kMagic, sizeof head.magic);
+  head.fibers = fibers;
+  head.bytes = job.code.size();
+  job.code.insert(0, reinterpret_cast<const char*>(&head), sizeof head);
   const int error = enter("hiprtcCompileProgram");
   return error ? error : job.log.empty() ? 0 : 6;
 }
@@ -261,11 +338,11 @@ STAND_IN int hiprtcGetProgramLog(void* program, char* text) {
   return enter("hiprtcGetProgramLog");
 }
 STAND_IN int hiprtcGetCodeSize(void* program, size_t* size) {
-  *size = sizeof kMagic - 1 + static_cast<RtcProgram*>(program)->main.size();
+  *size = static_cast<RtcProgram*>(program)->code.size();
   return enter("hiprtcGetCodeSize");
 }
 STAND_IN int hiprtcGetCode(void* program, char* code) {
-  const std::string text = kMagic + static_cast<RtcProgram*>(program)->main;
-  std::memcpy(code, text.data(), text.size());
+  const std::string& from = static_cast<RtcProgram*>(program)->code;
+  std::memcpy(code, from.data(), from.size());
   return enter("hiprtcGetCode");
 }

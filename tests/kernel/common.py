@@ -15,12 +15,12 @@ from tiny import random_params
 
 from jax_mono.call import CallRequest, CallResult, resident_call
 from jax_mono.config import ModelConfig
-from jax_mono.decoder import Decoder
+from jax_mono.decoder import Decoder, target_of
 from jax_mono.models.rope import rope_table
 from jax_mono.models.source import ArraySource, Params
 from jax_mono.models.transformer import Transformer
-from jax_mono.packing import pack
-from jax_mono.plan import make_plan
+from jax_mono.packing import home, pack
+from jax_mono.plan import Target, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.tape import Tapes
 
@@ -29,7 +29,7 @@ Form = Literal["threads", "mesh"]
 
 
 def make_mesh(devices: int) -> Mesh:
-    """A mesh over the first ``devices`` CPU devices."""
+    """A mesh over the first ``devices`` JAX devices."""
     return jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
 
 
@@ -49,9 +49,11 @@ def make_decoder(
     kv_splits: int | None = None,
     context: int | None = None,
     params: Params | None = None,
+    target: Target | None = None,
 ) -> Decoder:
-    """A decoder with random parameters, unless some are given."""
-    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits)
+    """A decoder on JAX's default device, with random parameters unless some are given."""
+    target = target or target_of(home())
+    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target)
     mesh = make_mesh(devices) if form == "mesh" else None
     source = ArraySource(config, params_of(config, dtype) if params is None else params)
     tapes = pack(plan, source, dtype=dtype, mesh=mesh)

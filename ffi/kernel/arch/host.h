@@ -15,6 +15,7 @@
 
 #define MONO_DEVICE inline
 #define MONO_OUTLINE inline __attribute__((noinline))
+#define MONO_COLD MONO_OUTLINE
 #define MONO_ROLLED
 #define MONO_UNROLLED
 
@@ -30,7 +31,6 @@ MONO_DEVICE void for_each(int count, Body body) {
   for (int i = 0; i < count; ++i) body(i);
 }
 MONO_DEVICE void sync() {}
-MONO_DEVICE bool any(bool value) { return value; }
 template <class U, class Op>
 MONO_DEVICE U all_reduce(U value, Op) {
   return value;

@@ -9,6 +9,7 @@
 #define MONO_DEVICE __device__ __forceinline__
 // Called often but written once: the code of a token has to fit into the instruction caches.
 #define MONO_OUTLINE __device__ __noinline__
+#define MONO_COLD MONO_OUTLINE
 // Before a loop that would only fill the instruction cache if it were unrolled.
 #define MONO_ROLLED _Pragma("unroll 1")
 #define MONO_UNROLLED _Pragma("unroll")
@@ -32,15 +33,6 @@ constexpr int kWarp = 32, kReduceWords = 8;
 MONO_DEVICE int thread() { return int(threadIdx.x); }
 // Of the threads that run the stages.
 MONO_DEVICE void sync() { asm volatile("barrier.sync 1, %0;" ::"n"(kStageThreads) : "memory"); }
-MONO_DEVICE bool any(bool value) {
-  int out;
-  asm volatile(
-      "{\n .reg .pred in, out;\n setp.ne.s32 in, %1, 0;\n barrier.red.or.pred out, 1, %2, in;\n selp.s32 %0, 1, 0, out;\n}"
-      : "=r"(out)
-      : "r"(int(value)), "n"(kStageThreads)
-      : "memory");
-  return out;
-}
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 MONO_DEVICE u32* reduce_buffer() {
   __shared__ u32 buffer[kStageThreads / kWarp * kReduceWords];

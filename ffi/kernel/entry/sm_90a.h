@@ -2,6 +2,12 @@
 #define MONO_VARIANT sm_90a
 #include "kernel/arch/sm_90a.h"
 #include "kernel/simt/workspace.h"
+
+namespace mono::sm_90a {
+template <class T>
+using Workspace = WarpWorkspace<T, arch::kWarp>;
+}
+
 #include "kernel/program.h"
 #include "kernel/simt/attend.h"
 #include "kernel/simt/norm.h"

@@ -1,25 +1,9 @@
 // The order in which a block's tape is read: what the pump feeds and the stages consume.
 #pragma once
 
-#include "kernel/block.h"
+#include "kernel/simt/pieces.h"
 
 namespace mono::MONO_VARIANT {
-
-// Pieces of one stage of a block.
-struct PieceRun {
-  i64 offset;  // in the layer tape or the head tape, in weights
-  i32 words;   // of a piece
-  i32 count;
-
-  MONO_DEVICE PieceRun(const Device& device, const Block& share, i32 index)
-      : offset(share.offsets[index]), words(0), count(0) {
-    const Stage& stage = device.stages[index];
-    const i32 chunks = piece_chunks(stage.width / arch::kTileCols, kSlotChunks);
-    if (chunks == 0) return;
-    words = chunks * kChunkWords;
-    count = share.shares[index].count * i32(stage.tile_words / words);
-  }
-};
 
 // Whether the fed-th token of a call needs the LM head.
 MONO_DEVICE bool needs_head(const Request& request, i32 fed) {

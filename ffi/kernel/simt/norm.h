@@ -60,7 +60,7 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, const float* scale, T
 // RMSNorm of `lanes` consecutive vectors, published in runs from `from` on, into the activations; or of a token's embedding,
 // the same for all lanes.
 template <class T>
-MONO_OUTLINE bool hold_and_store(Link link, const arch::Word* from, const T* embedding, i32 lanes, Channel channel, i32 layer,
+MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* embedding, i32 lanes, Channel channel, i32 layer,
                                  const float* scale, T* activations) {
   arch::Word words[kHeldWords];
   Held held{};
@@ -86,13 +86,12 @@ MONO_OUTLINE bool hold_and_store(Link link, const arch::Word* from, const T* emb
     }
   }
   store_normed(held, lanes, scale, activations);
-  return link.failed;
 }
 
 template <class T>
 MONO_DEVICE void norm_words(BlockState<T>& s, const arch::Word* from, i32 lanes, Channel channel, i32 layer,
                             const float* scale) {
-  s.link.failed = hold_and_store<T>(s.link, from, nullptr, lanes, channel, layer, scale, s.scratch.activations);
+  hold_and_store<T>(s.link, from, nullptr, lanes, channel, layer, scale, s.scratch.activations);
 }
 
 template <class T>

@@ -5,8 +5,8 @@
 namespace mono::MONO_VARIANT::arch {
 
 struct alignas(16) Word {
-  u32 payload[3];
-  u32 tag;
+  u32 payload[3] = {};
+  u32 tag = 0;
 };
 constexpr int kFloatsPerWord = 3;
 template <class T>
