@@ -84,6 +84,19 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
             ctypes.c_int64,
         ],
     ),
+    "mono_gpu_shape": (
+        ctypes.c_int64,
+        [
+            ctypes.c_char_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int32,
+            ctypes.POINTER(ctypes.c_int32),
+            ctypes.POINTER(ctypes.c_int32),
+            ctypes.c_char_p,
+            ctypes.c_int32,
+        ],
+    ),
     "mono_set_compiler_path": (None, [ctypes.c_char_p]),
     "mono_kernel_source": (
         ctypes.c_int32,
@@ -287,6 +300,41 @@ def compile_program(
     if size > len(text):
         raise NativeError(f"the program of {size} bytes is too large; plan a smaller model")
     return text.raw[:size]
+
+
+@dataclass(frozen=True)
+class GpuShape:
+    """What the program of a plan needs on a GPU.
+
+    Attributes:
+        header: Text of ``shape.h``, which the sources include.
+        threads: Of a block.
+        shared_memory: Bytes of dynamic shared memory that a launch gives each block.
+    """
+
+    header: str
+    threads: int
+    shared_memory: int
+
+
+def gpu_shape(record: np.ndarray, weights: int, *, architecture: str, shared_memory: int) -> GpuShape:
+    """What compiling :func:`kernel_sources` without :func:`compile_program` takes; needs neither GPU nor compiler.
+
+    Arguments as for :func:`compile_program`.
+
+    Raises:
+        NativeError: The plan cannot run on that architecture.
+    """
+    text = ctypes.create_string_buffer(1 << 14)
+    record = np.ascontiguousarray(record)
+    threads, shared = ctypes.c_int32(), ctypes.c_int32()
+    size = library().mono_gpu_shape(
+        architecture.encode(), shared_memory, record.ctypes.data, weights, threads, shared, text, len(text)
+    )
+    if size == 0:
+        raise NativeError(text.value.decode(errors="replace"))
+    assert size < len(text)
+    return GpuShape(text.value.decode(), threads.value, shared.value)
 
 
 class Session:

@@ -75,3 +75,19 @@ MONO_EXPORT i64 mono_compile(i32 platform, const char* architecture, i64 shared_
     return 0;
   }
 }
+
+// The header "shape.h" of a plan's program, for those who compile it themselves; also threads and bytes of dynamic shared
+// memory of a block. Writes the text, or why there is none, as far as there is room; returns the text's bytes, or 0.
+MONO_EXPORT i64 mono_gpu_shape(const char* architecture, i64 shared_limit, const void* plan, i32 weights, i32* threads,
+                               i32* shared_bytes, char* out, i32 room) {
+  try {
+    const mono::GpuShape shape = mono::gpu_shape(mono::Plan(plan), mono::WeightType(weights), architecture, shared_limit);
+    *threads = shape.threads;
+    *shared_bytes = shape.shared_bytes;
+    mono::copy(shape.header, out, room);
+    return i64(shape.header.size());
+  } catch (const std::exception& error) {
+    mono::copy(error.what(), out, room);
+    return 0;
+  }
+}

@@ -71,11 +71,13 @@ struct Place {
   u64 key;
 
   Place(u32 epoch, i32 layer, Channel channel)
-      : key(u64(epoch) << 32 | u64(channel < kFinalInbox ? layer : 0xffff) << 16 | u64(channel)) {}
+      : key(u64(epoch) << 32 | u64(channel < kFinalInbox ? layer : 0xffff) << 16 | u64(channel) << 4) {}
   explicit Place(u64 k) : key(k) {}
   u32 epoch() const { return u32(key >> 32); }
   i32 layer() const { return i32(key >> 16 & 0xffff); }  // 0xffff: after the last layer
-  Channel channel() const { return Channel(key & 0xffff); }
+  Channel channel() const { return Channel(key >> 4 & 0xfff); }
+  i32 die() const { return i32(key & 0xf) - 1; }  // of the device, on which the block runs; -1: it has but one
+  static u64 on_die(u64 key, u32 die) { return key | (die + 1); }
 };
 
 // Moments of a token that a trace notes, in their order. Those between kQkvInput and kMlpMixed come once per layer; the time

@@ -1,0 +1,94 @@
+// The kernels of one plan on CDNA 3.
+#define MONO_VARIANT gfx942
+#include "kernel/arch/gfx942.h"
+#include "kernel/simt/workspace.h"
+
+namespace mono::gfx942 {
+template <class T>
+using Workspace = WarpWorkspace<T, arch::kWarp>;
+}
+
+#include "kernel/program.h"
+#include "kernel/simt/attend.h"
+#include "kernel/simt/norm.h"
+#include "kernel/simt/pieces.h"
+#include "kernel/simt/product.h"
+
+// One block per compute unit, so two waves per SIMD with 256 registers each. Two blocks would have 128 each and keep no more
+// loads under way, and plans have no use for them: each block owns a tile of hidden rows, which few models have 608 of.
+#define MONO_KERNEL                                                              \
+  extern "C" __attribute__((global, amdgpu_flat_work_group_size(mono::kStageThreads, mono::kStageThreads), \
+                            amdgpu_waves_per_eu(2, 2))) void
+
+namespace mono::gfx942 {
+
+MONO_DEVICE void* near_memory() {
+  extern MONO_SHARED unsigned char dynamic_memory[];
+  return dynamic_memory;
+}
+
+// Constant memory: read by scalar loads, which wait for no weights, and its pointers are known to lead to global memory.
+MONO_DEVICE const Call& own_call(const Call* calls) {
+  using Constant = const Call __attribute__((address_space(4)));
+  return *(const Call*)((Constant*)calls + __builtin_amdgcn_workgroup_id_x() / u32(Shape::num_blocks));
+}
+MONO_DEVICE i32 own_block() { return i32(__builtin_amdgcn_workgroup_id_x() % u32(Shape::num_blocks)); }
+
+// Sets the course of the block; returns its pieces per token, LM head included.
+MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
+  const Device& device = call.plan.devices[call.device];
+  const Block& share = call.plan.block(call.device, block);
+  const Weight* layers = static_cast<const Weight*>(call.layers) + i64(block) * Shape::num_layers * Shape::layer_words;
+  const Weight* head = static_cast<const Weight*>(call.head) + i64(block) * Shape::head_words;
+  i32 pieces = 0;
+  MONO_ROLLED
+  for (i32 stage = 0; stage < kStages; ++stage) {
+    const PieceRun run(device, share, stage);
+    pieces += run.count * (stage == kHead ? 1 : Shape::num_layers);
+    if (arch::thread() == 0)
+      arch::course().runs[stage] = {u64((stage == kHead ? head : layers) + run.offset), u32(run.words) * u32(sizeof(Weight)), run.count};
+  }
+  if (arch::thread() == 0) arch::course().first_head = first_head;
+  arch::sync();
+  return pieces;
+}
+
+// Moves what all threads know of the block from vector to scalar registers.
+MONO_DEVICE void make_uniform(BlockState<Weight>& s) {
+  char* const base = static_cast<char*>(near_memory());
+  auto near = [base](auto*&... pointers) {
+    ((pointers = (decltype(&*pointers))(base + arch::uniform(u32(reinterpret_cast<char*>(pointers) - base)))), ...);
+  };
+  auto& c = s.scratch;
+  near(c.device, c.share, c.failed, c.activations, c.rows, c.query, c.residual, c.history, c.total, c.work.partial, c.work.joins, c.work.bins,
+       c.work.pieces);
+  s.first_row = i32(arch::uniform(u32(s.first_row)));
+  s.rows = i32(arch::uniform(u32(s.rows)));
+}
+
+}  // namespace mono::gfx942
+
+// grid: devices of `calls` x blocks; block: kStageThreads.
+MONO_KERNEL mono_decode(const mono::Call* calls) {
+  using namespace mono;
+  using namespace mono::gfx942;
+  const Call& call = own_call(calls);
+  const i32 block = own_block();
+  set_course(call, block, call.request.mode == kGenerate ? call.request.num_forced - 1 : 0);
+  BlockState<Weight> s(call, block, near_memory(), static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
+  make_uniform(s);
+  s.link.pump.start();
+  run_block(s);
+}
+
+// Reads the tapes as often as the request's budget says and does nothing with them: the limit of decoding.
+MONO_KERNEL mono_stream(const mono::Call* calls) {
+  using namespace mono;
+  using namespace mono::gfx942;
+  const Call& call = own_call(calls);
+  const i32 pieces = set_course(call, own_block(), 0) * call.request.budget;
+  arch::Pump pump;
+  pump.start();
+  MONO_ROLLED
+  for (i32 p = pump.first(); p < pieces; p += arch::kWarps) pump.drop();
+}
