@@ -68,8 +68,8 @@ class CallRequest:
         repetition_penalty: float32 [].
         stops: int32 [any], negative entries are padding.
         history: int32 [any], what the repetition penalty has seen; negative entries are padding.
-        forced: int32 [any], the tokens to feed before sampling starts, or [room] to score; entries from ``num_forced`` on are
-            padding.
+        forced: int32 [any], the tokens to feed before sampling starts, or [room] to score; entries from
+            ``num_forced`` on are padding.
     """
 
     position: Array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ class Decoder:
         source: WeightSource,
         *,
         dtype: DTypeLike = jnp.bfloat16,
-        devices: int = 1,
+        devices: int | None = None,
         blocks: int | None = None,
         context: int | None = None,
         tokenizer: Tokenizer | None = None,
@@ -136,7 +137,7 @@ class Decoder:
             source: The checkpoint.
             dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
             devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call on
-                the CPU, groups of blocks of one GPU.
+                the CPU, groups of blocks of one GPU. None takes what is best there; see :func:`default_devices`.
             blocks: Blocks per device; None takes this process's cores or the GPU's multiprocessors, as far as the model
                 has work for them.
             context: See :class:`Decoder`.
@@ -157,6 +158,8 @@ class Decoder:
             devices = mesh.devices.size
         device = home() if mesh is None else mesh.devices.flat[0]
         gpus.check(device, dtype)
+        if devices is None:
+            devices = default_devices(source.config) if device.platform == "cpu" and blocks is None else 1
         if blocks is None:
             gpu = None if device.platform == "cpu" else gpus.gpu_of(device)
             sharing = devices if mesh is None or gpu is None else 1
@@ -331,6 +334,17 @@ def target_of(device: jax.Device) -> Target:
     return CPU if device.platform == "cpu" else GPU
 
 
+def default_devices(config: ModelConfig) -> int:
+    """Logical devices on this CPU unless asked otherwise.
+
+    Blocks of one device wait for one another several times per layer, and every time for the slowest. Devices of a
+    Laneformer with a delay are layers apart before one waits for another. So such a model gets as many devices as
+    evenly share its lanes and the cores of this process; any other model gets one.
+    """
+    lanes = config.lanes
+    return math.gcd(lanes.count, settings.cores()) if lanes and lanes.delay and settings.blocks() is None else 1
+
+
 def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
     """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
 
@@ -339,7 +353,8 @@ def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | Non
         devices: Devices of the plan that share the cores of this process, or one GPU.
         multiprocessors: Of that GPU; None means the CPU.
     """
-    blocks = settings.default_blocks(devices) if multiprocessors is None else max(1, multiprocessors // devices)
+    asked = settings.blocks() if multiprocessors is None else None
+    blocks = asked or max(1, (multiprocessors or settings.cores()) // devices)
     return min(blocks, TileFormat().row_tiles(config.hidden_size))
 
 

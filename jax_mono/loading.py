@@ -19,7 +19,7 @@ def load(
     checkpoint: str | Path,
     *,
     dtype: DTypeLike = jnp.bfloat16,
-    devices: int = 1,
+    devices: int | None = None,
     blocks: int | None = None,
     context: int | None = None,
     mesh: Mesh | None = None,
@@ -38,7 +38,7 @@ def load(
             installed as a package, or a model of the Hugging Face hub.
         dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
         devices: Devices that share the model; without a mesh they are groups of threads of one call on the CPU, groups
-            of blocks of one GPU.
+            of blocks of one GPU. None takes what is best there.
         blocks: Blocks per device (threads on the CPU); None takes this process's cores or the GPU's multiprocessors.
         context: Tokens that a conversation may have; None takes the model's longest context.
         mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.

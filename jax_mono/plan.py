@@ -224,8 +224,8 @@ def make_plan(
         blocks: Blocks per device; at most one per tile of hidden rows.
         tile: Weight tile format; None takes the CPU's.
         target: The kind of processor.
-        kv_splits: Blocks among which one KV head's positions are spread; None takes as many as leave every block at most
-            one head's split, if there are blocks enough.
+        kv_splits: Blocks among which one KV head's positions are spread; None takes as many as leave every block at
+            most one head's split, if there are blocks enough.
 
     Returns:
         The plan; equal arguments give equal plans.

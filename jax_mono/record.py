@@ -208,9 +208,7 @@ def _history_layers(config: ModelConfig) -> int:
     """Over how many layers, itself included, a layer adds module outputs."""
     modules: tuple[Module, ...] = MODULES
     sources = [(layer, config.mixing(module, layer).source) for layer in range(config.num_layers) for module in modules]
-    return 1 + max(layer - source for layer, source in sources if source is not None) if any(
-        source is not None for _, source in sources
-    ) else 1
+    return 1 + max((layer - source for layer, source in sources if source is not None), default=0)
 
 
 def _layers(plan: Plan) -> np.ndarray:

@@ -39,23 +39,28 @@ def library_override() -> Path | None:
 
 def wait_limit_ms() -> int:
     """``JAX_MONO_WAIT_LIMIT_MS`` in milliseconds."""
-    return _positive("JAX_MONO_WAIT_LIMIT_MS", 20_000)
+    return _positive("JAX_MONO_WAIT_LIMIT_MS") or 20_000
 
 
 def meeting_limit_ms() -> int:
     """``JAX_MONO_MEETING_LIMIT_MS`` in milliseconds."""
-    return _positive("JAX_MONO_MEETING_LIMIT_MS", 8_000)
+    return _positive("JAX_MONO_MEETING_LIMIT_MS") or 8_000
 
 
-def default_blocks(devices: int) -> int:
-    """Blocks per device: ``JAX_MONO_BLOCKS``, or this process's cores shared among ``devices``."""
-    return _positive("JAX_MONO_BLOCKS", max(1, len(os.sched_getaffinity(0)) // devices))
+def blocks() -> int | None:
+    """``JAX_MONO_BLOCKS``, or None."""
+    return _positive("JAX_MONO_BLOCKS")
 
 
-def _positive(name: str, default: int) -> int:
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _positive(name: str) -> int | None:
     text = os.environ.get(name)
     if not text:
-        return default
+        return None
     if not text.isdecimal() or not 0 < int(text) < 2**31:
         raise ValueError(f"{name} is {text!r}, must be a positive whole number")
     return int(text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jax_mono import settings
 from jax_mono.cli import options
 from jax_mono.cli.console import note, print_json
 
@@ -165,7 +166,7 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
         "form": arguments.form,
         "variant": native.cpu_variant(),
         "cpu": machine.cpu_model(),
-        "cores": machine.cores(),
+        "cores": settings.cores(),
         "memory_bytes": machine.memory()[0],
         "huge_pages": machine.huge_pages(),
         **{f"{name.replace('-', '_')}_version": version for name, version in found.items()},

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_mono import settings
 from jax_mono.cli import machine, options
 from jax_mono.cli.console import print_json
 from jax_mono.cli.verdict import (
@@ -141,7 +142,7 @@ def _machine() -> Iterator[Finding]:
     section = "machine"
     flags = machine.cpu_flags()
     best = next((name for name, needed in _VARIANT_FLAGS.items() if needed <= flags), "portable")
-    yield Finding(section, "processor", "ok", f"{machine.cpu_model()}; {machine.cores()} cores for this process")
+    yield Finding(section, "processor", "ok", f"{machine.cpu_model()}; {settings.cores()} cores for this process")
     yield Finding(section, "instructions", "ok", f"{best} is the best variant for it")
     total, available = machine.memory()
     text = f"{total / _GIB:.1f} GiB, {available / _GIB:.1f} GiB available"
@@ -155,13 +156,11 @@ def _machine() -> Iterator[Finding]:
 
 
 def _environment() -> Iterator[Finding]:
-    from jax_mono import settings
-
     names = dict.fromkeys(re.findall(r"JAX_MONO_\w+", settings.__doc__ or ""))
     for name in (*names, "JAX_MONO_SMOLLM2_GGUF", "JAX_PLATFORMS", "XLA_FLAGS"):
         yield Finding("environment", name, "ok", os.environ.get(name) or "not set")
     # Refuses values that make no sense.
-    settings.wait_limit_ms(), settings.meeting_limit_ms(), settings.default_blocks(1)
+    settings.wait_limit_ms(), settings.meeting_limit_ms(), settings.blocks()
 
 
 def _library() -> Iterator[Finding]:
@@ -292,7 +291,7 @@ def _compare(platform: str, device: jax.Device) -> Finding:
     remedy = "run jax-mono parity --model tiny --random-weights --per-layer, and report it"
     try:
         with jax.default_device(device):
-            blocks = min(2, machine.cores()) if platform == "cpu" else None
+            blocks = min(2, settings.cores()) if platform == "cpu" else None
             decoder = Decoder.from_source(source, dtype=dtype, blocks=blocks, context=16)
             reference = FlaxDecoder.from_source(source, dtype=dtype, context=16)
             expected, found = reference.forward(text)[0], decoder.score(text, logits=True).logits

@@ -153,7 +153,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.backend == "flax":
         if arguments.temperature or arguments.repetition_penalty != 1.0:
             raise ValueError("--backend flax is greedy only; remove --temperature and --repetition-penalty")
-        if arguments.devices != 1 or arguments.form != "threads":
+        if arguments.devices or arguments.form != "threads":
             raise ValueError("--backend flax runs on one device; remove --devices and --form")
     elif not arguments.temperature and (arguments.top_k or arguments.top_p < 1.0 or arguments.min_p):
         note("--top-k, --top-p and --min-p change nothing at --temperature 0", quiet=arguments.quiet)

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 _FORCE = "--xla_force_host_platform_device_count"
 
 
-def set_up_jax(form: str = "threads", devices: int = 1) -> None:
+def set_up_jax(form: str = "threads", devices: int | None = None) -> None:
     """Chooses JAX's number of CPU devices. Without effect once JAX has looked for devices.
 
     JAX chooses the platform: GPUs if it has a plugin for them, unless ``JAX_PLATFORMS`` says otherwise.
 
     Args:
         form: ``mesh`` needs one CPU device for each device of the plan.
-        devices: Devices that share the model.
+        devices: Devices that share the model; None means one.
 
     Raises:
         ConfigError: JAX was told, or has begun, to use a platform that the resident program does not run on.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if form != "threads" and _FORCE not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FORCE}={devices}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_FORCE}={devices or 1}".strip()
     platform = jax_platform()
     if platform not in ("cpu", "gpu"):
         raise ConfigError(
@@ -115,11 +115,6 @@ def cpu_flags() -> set[str]:
     """Instruction sets and other features, as Linux names them."""
     match = re.search(r"^flags\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     return set(match[1].split()) if match else set()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def memory() -> tuple[int, int]:

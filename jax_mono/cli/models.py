@@ -130,7 +130,7 @@ def pack_decoder(
     source: WeightSource,
     arguments: argparse.Namespace,
     *,
-    devices: int,
+    devices: int | None,
     form: str,
     context: int,
     tokenizer: Tokenizer | None = None,
@@ -140,7 +140,7 @@ def pack_decoder(
     Args:
         source: The weights.
         arguments: ``dtype``, ``blocks`` and ``quiet`` count.
-        devices: Devices that share the model.
+        devices: Devices that share the model; None takes what is best for this form.
         form: ``threads`` or ``mesh``.
         context: Tokens that a conversation may have.
         tokenizer: For prompts given as text.
@@ -160,7 +160,7 @@ def pack_decoder(
 
     dtype = as_dtype(arguments.dtype)
     found = jax.devices()
-    if form == "threads" and devices > 1 and len(found) > 1 and found[0].platform != "cpu":
+    if form == "threads" and (devices or 1) > 1 and len(found) > 1 and found[0].platform != "cpu":
         note(f"the {devices} devices share one GPU; --form mesh takes one each", quiet=arguments.quiet)
     with progress("packing", weight_bytes(source.config, dtype), quiet=arguments.quiet) as on_tensor:
         return Decoder.from_source(
@@ -170,7 +170,7 @@ def pack_decoder(
             blocks=arguments.blocks,
             context=context,
             tokenizer=tokenizer,
-            mesh=device_mesh(devices) if form == "mesh" else None,
+            mesh=device_mesh(devices or 1) if form == "mesh" else None,
             on_tensor=on_tensor,
         )
 

@@ -110,9 +110,10 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False)
         "--devices",
         metavar="N,N" if several else "N",
         type=counts if several else count,
-        default="1" if several else 1,
+        default="1" if several else None,
         help=("numbers of devices to try, such as 1,2,4" if several else "devices that share the model")
-        + "; with --form threads they are groups of threads of one call, or groups of blocks of one GPU",
+        + "; with --form threads they are groups of threads of one call, or groups of blocks of one GPU"
+        + ("" if several else "; if absent one, but on CPUs one per core for models whose devices seldom wait"),
     )
     parser.add_argument(
         "--blocks",

@@ -48,13 +48,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Shows a plan."""
     from jax_mono.cli.models import find_config
+    from jax_mono.decoder import default_devices
     from jax_mono.draw import draw_plan, plan_text
     from jax_mono.plan import CPU, GPU, make_plan
 
     target = arguments.target or _target_here()
     config = find_config(arguments.model, revision=arguments.revision, ignore_keys=arguments.ignore_key)
-    blocks = arguments.blocks or _blocks(config, arguments.devices, target)
-    plan = make_plan(config, devices=arguments.devices, blocks=blocks, target=CPU if target == "cpu" else GPU)
+    alone = target == "cpu" and arguments.blocks is None
+    devices = arguments.devices or (default_devices(config) if alone else 1)
+    blocks = arguments.blocks or _blocks(config, devices, target)
+    plan = make_plan(config, devices=devices, blocks=blocks, target=CPU if target == "cpu" else GPU)
     print(plan_text(plan))
     if arguments.out:
         draw_plan(plan, arguments.out)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from jax_mono.cli import machine
+from jax_mono import settings
 
 if TYPE_CHECKING:
     import jax
@@ -128,6 +128,6 @@ def _what_runs(platform: str) -> str:
     from jax_mono import gpus, native
 
     if platform == "cpu":
-        return f"{native.cpu_variant()}, {machine.cores()} cores, {' and '.join(gpus.CPU_DTYPES)} weights"
+        return f"{native.cpu_variant()}, {settings.cores()} cores, {' and '.join(gpus.CPU_DTYPES)} weights"
     good = [gpu for gpu in native.gpu_report(platform).gpus if not gpus.why_not(gpu)]
     return f"{len(good)} x {good[0].name} ({good[0].architecture}), {' and '.join(gpus.DTYPES)} weights"

@@ -16,6 +16,7 @@ from kernel.common import Form, make_decoder, params_of, some_tokens
 from tiny import tiny
 
 from jax_mono import decoder as decoder_module
+from jax_mono.config import Lanes
 from jax_mono.decode import Cache, Finish, Generation, generate
 from jax_mono.decoder import Decoder
 from jax_mono.models.source import ArraySource
@@ -336,6 +337,27 @@ def test_blocks_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Decoder.from_source(source, devices=devices).plan.num_blocks == blocks
     monkeypatch.setenv("JAX_MONO_BLOCKS", "5")
     assert Decoder.from_source(source, devices=2).plan.num_blocks == 5
+
+
+def test_devices_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices that need not wait for each other share lanes and cores evenly."""
+    delayed, at_once, dense = tiny("laneformer"), tiny("laneformer", lanes=Lanes(count=8, delay=0)), tiny("llama")
+    for config, cores, shape in (
+        (delayed, 2, (2, 1)),
+        (delayed, 3, (1, 3)),
+        (delayed, 6, (2, 3)),
+        (at_once, 2, (1, 2)),
+        (dense, 2, (1, 2)),
+    ):
+        source = ArraySource(config, params_of(config))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        plan = Decoder.from_source(source).plan
+        assert (plan.num_devices, plan.num_blocks) == shape
+        plan = Decoder.from_source(source, blocks=2).plan
+        assert (plan.num_devices, plan.num_blocks) == (1, 2)
+    monkeypatch.setenv("JAX_MONO_BLOCKS", "2")
+    plan = Decoder.from_source(ArraySource(delayed, params_of(delayed))).plan
+    assert (plan.num_devices, plan.num_blocks) == (1, 2)
 
 
 @pytest.mark.parametrize("context", [0, -1, 129])
