@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import itertools
 import resource
 import time
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Measures decoding of one sequence. Every token reads all weights once, so the time to beat is their size over the
-bandwidth with which this machine reads memory; that bandwidth is measured in the same run, before and after, by the
-same number of threads on the very arrays that hold the weights.
+bandwidth with which this machine reads memory. Others may share that, so it is measured before and after every run, by
+the same number of threads on the very arrays that hold the weights, and each run is compared with the better of the
+two.
 
   jax-mono bench --model laneformer-2b --random-weights
   jax-mono bench --model DIR --dtype float32 --new-tokens 128 --json
@@ -75,7 +77,7 @@ class _Timing:
 
     @property
     def gaps(self) -> list[float]:
-        return [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(self.arrivals)]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,13 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
     tokens = np.random.default_rng(arguments.seed).integers(0, config.vocab_size, arguments.prompt_tokens).tolist()
 
     first = _kernel_run(decoder, tokens, arguments.new_tokens)
-    before = _bandwidth(decoder)
-    timings = [_kernel_run(decoder, tokens, arguments.new_tokens) for _ in range(arguments.runs)]
-    after = _bandwidth(decoder)
+    bandwidths, timings = [_bandwidth(decoder)], []
+    for _ in range(arguments.runs):
+        timings.append(_kernel_run(decoder, tokens, arguments.new_tokens))
+        bandwidths.append(_bandwidth(decoder))
     record = _about(arguments, decoder, context)
     record |= {"pack_s": pack_s, "first_call_s": first.arrivals[-1]}
     record |= _speed(timings)
-    record |= _against_bandwidth(decoder, before, after, record["tokens_per_s"])
+    record |= _against_bandwidth(decoder, bandwidths, timings)
     record |= _memory(decoder, rss_before)
     if arguments.baseline:
         del decoder  # a large model does not fit into memory twice
@@ -131,8 +134,8 @@ def _kernel_run(decoder: Decoder, tokens: Sequence[int], new_tokens: int) -> _Ti
     return _Timing(arrivals)
 
 
-def _bandwidth(decoder: Decoder, repeats: int = 5) -> dict[int, float]:
-    """Bytes per second by number of streams per thread, best of a few passes: others share the machine.
+def _bandwidth(decoder: Decoder, repeats: int = 3) -> dict[int, float]:
+    """Bytes per second by number of streams per thread, best of a few passes.
 
     With a mesh all threads read the first device's tapes, which are as large as the others'.
     """
@@ -189,22 +192,34 @@ def _speed(timings: Sequence[_Timing]) -> dict[str, Any]:
 
 
 def _against_bandwidth(
-    decoder: Decoder, before: dict[int, float], after: dict[int, float], speed: float
+    decoder: Decoder, bandwidths: Sequence[dict[int, float]], timings: Sequence[_Timing]
 ) -> dict[str, Any]:
+    """Compares runs with the bandwidth; there is one more measurement of it than there are runs."""
+    import numpy as np
+
     plan = decoder.plan
     words = sum(
         plan.block_words(device, block) for device in range(plan.num_devices) for block in range(plan.num_blocks)
     )
     bytes_per_token = words * decoder.tapes.dtype.itemsize
-    best = max(*before.values(), *after.values())
+    best = [max(by_streams.values()) for by_streams in bandwidths]
+    beside = [max(pair) for pair in itertools.pairwise(best)]
+    rates = [timing.tokens_per_s * bytes_per_token for timing in timings]
+    fractions = [rate / limit for rate, limit in zip(rates, beside, strict=True)]
     return {
         "bytes_per_token": bytes_per_token,
-        "read_bandwidth_before_bytes_per_s": max(before.values()),
-        "read_bandwidth_after_bytes_per_s": max(after.values()),
-        **{f"read_bandwidth_{streams}_streams_bytes_per_s": max(before[streams], after[streams]) for streams in before},
-        "limit_tokens_per_s": best / bytes_per_token,
-        "decode_bytes_per_s": speed * bytes_per_token,
-        "fraction_of_read_bandwidth": speed * bytes_per_token / best,
+        "decode_bytes_per_s": float(np.median(rates)),
+        "read_bandwidth_bytes_per_s": float(np.median(beside)),
+        "read_bandwidth_min_bytes_per_s": min(best),
+        "read_bandwidth_max_bytes_per_s": max(best),
+        **{
+            f"read_bandwidth_{streams}_streams_bytes_per_s": max(by_streams[streams] for by_streams in bandwidths)
+            for streams in _STREAMS
+        },
+        "limit_tokens_per_s": float(np.median(beside)) / bytes_per_token,
+        "fraction_of_read_bandwidth": float(np.median(fractions)),
+        "fraction_of_read_bandwidth_min": min(fractions),
+        "fraction_of_read_bandwidth_max": max(fractions),
     }
 
 
@@ -283,9 +298,10 @@ def _print(record: dict[str, Any]) -> None:
         "latency": f"{1e3 * record['inter_token_p50_s']:.2f} ms between tokens (p99 "
         f"{1e3 * record['inter_token_p99_s']:.2f} ms), first token after {record['first_token_s']:.3f} s",
         "stream": f"{gb('bytes_per_token')} per token, {gb('decode_bytes_per_s')}/s",
-        "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb('read_bandwidth_before_bytes_per_s')}/s read "
-        f"before and {gb('read_bandwidth_after_bytes_per_s')}/s after",
-        "reached": f"{record['fraction_of_read_bandwidth']:.0%} of the bandwidth",
+        "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb('read_bandwidth_bytes_per_s')}/s read before or "
+        f"after a run (median; {gb('read_bandwidth_min_bytes_per_s')}/s to {gb('read_bandwidth_max_bytes_per_s')}/s)",
+        "reached": f"{record['fraction_of_read_bandwidth']:.0%} of the bandwidth around each run (median; "
+        f"{record['fraction_of_read_bandwidth_min']:.0%} to {record['fraction_of_read_bandwidth_max']:.0%})",
         "memory": f"{gb('weight_bytes')} weights + {gb('kv_cache_bytes')} KV cache; peak {gb('peak_rss_bytes')}, "
         f"{gb('rss_before_packing_bytes')} of it before packing",
         "times": f"packing {record['pack_s']:.1f} s, first call with compiling {record['first_call_s']:.1f} s",

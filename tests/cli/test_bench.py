@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from kernel.common import make_decoder
+from tiny import tiny
 
 from jax_mono import make_plan
 from jax_mono.cli import bench
@@ -28,17 +30,34 @@ def test_random_weights_with_baseline(run) -> None:
     assert record["parameters"] == TINY["tiny"].num_parameters
     assert record["tokens_per_s_min"] <= record["tokens_per_s"] <= record["tokens_per_s_max"]
     assert 0 < record["inter_token_p50_s"] <= record["inter_token_p99_s"]
-    best = max(record["read_bandwidth_before_bytes_per_s"], record["read_bandwidth_after_bytes_per_s"])
-    assert record["fraction_of_read_bandwidth"] == pytest.approx(
-        record["tokens_per_s"] * record["bytes_per_token"] / best
-    )
-    assert max(record[f"read_bandwidth_{streams}_streams_bytes_per_s"] for streams in (1, 2, 4, 8)) == best
+    assert record["decode_bytes_per_s"] == pytest.approx(record["tokens_per_s"] * record["bytes_per_token"])
+    assert record["limit_tokens_per_s"] == record["read_bandwidth_bytes_per_s"] / record["bytes_per_token"]
+    lowest, highest = record["read_bandwidth_min_bytes_per_s"], record["read_bandwidth_max_bytes_per_s"]
+    assert 0 < lowest <= record["read_bandwidth_bytes_per_s"] <= highest
+    assert max(record[f"read_bandwidth_{streams}_streams_bytes_per_s"] for streams in (1, 2, 4, 8)) == highest
+    fractions = [record[f"fraction_of_read_bandwidth{which}"] for which in ("_min", "", "_max")]
+    assert fractions == sorted(fractions)
+    speeds = [record[f"tokens_per_s{which}"] * record["bytes_per_token"] for which in ("_min", "_max")]
+    assert speeds[0] / highest <= fractions[0] and fractions[2] <= speeds[1] / lowest
     assert record["kv_cache_bytes"] == 2 * 4 * 2 * 12 * 16 * 2
     assert record["peak_rss_bytes"] >= record["rss_before_packing_bytes"] > 0
     assert record["times_baseline"] == pytest.approx(record["tokens_per_s"] / record["baseline_tokens_per_s"])
     assert record["baseline_tokens"] == 2 * 8
     speeds = [record[f"baseline_tokens_per_s{which}"] for which in ("_min", "", "_max")]
     assert speeds == sorted(speeds) and speeds[0] > 0
+
+
+def test_each_run_is_compared_with_the_bandwidth_around_it() -> None:
+    decoder = make_decoder(tiny("llama"), blocks=2)
+    plan = decoder.plan
+    per_token = 4 * sum(plan.block_words(0, block) for block in range(2))
+    one, two, three = ({1: 0.0, 2: best, 4: 1.0, 8: 1.0} for best in (100.0, 400.0, 10.0))
+    slow, fast = (bench._Timing((0.0, per_token / rate)) for rate in (100.0, 200.0))
+    record = bench._against_bandwidth(decoder, [one, two, three], [slow, fast])
+    assert record["fraction_of_read_bandwidth_min"] == pytest.approx(100 / 400)
+    assert record["fraction_of_read_bandwidth_max"] == pytest.approx(200 / 400)
+    record = bench._against_bandwidth(decoder, [three, one, three], [slow, fast])
+    assert record["fraction_of_read_bandwidth"] == pytest.approx((100 / 100 + 200 / 100) / 2)
 
 
 def test_the_baseline_ends_in_time(run) -> None:
