@@ -93,9 +93,10 @@ MONO_DEVICE void run_block(BlockState<T>& s) {
     const i32 position = request.position + fed, next = fed + 1 < request.num_forced ? request.forced[fed + 1] : -1;
     const bool sampling = scoring || next < 0;
     s.link.tag = u32(fed) + 1;
-    const u32 signal = arch::thread() == 0 ? host_signal(s, started) : 0;  // asked early: the host's memory is far away
     s.note(kBegun);
     forward(s, token, position);
+    // Asked late, so that one token at most follows; but not last, because the host's memory is far away.
+    const u32 signal = arch::thread() == 0 ? host_signal(s, started) : 0;
     if (sampling) head_stage(s);
     if (sampling && s.call.outputs.logits) store_logits(s, step);
     publish_summary(s, position, sampling, scoring ? next : -1, signal);

@@ -134,8 +134,8 @@ def test_cancelling_keeps_the_tokens_so_far(busy: Decoder) -> None:
         assert take(uninterrupted, len(streamed)) == streamed
 
 
-def test_a_cancel_ends_the_call_within_two_tokens(busy: Decoder) -> None:
-    """Whether to go on is asked when a token begins: the one at work ends, and at most one more."""
+def test_a_cancel_ends_the_call_within_one_token(busy: Decoder) -> None:
+    """Whether to go on is asked before the LM head: the token at work ends, and with bad luck one more."""
     late = []
     for _ in range(8):
         with busy.stream(PROMPT, max_new_tokens=LONG) as tokens:
@@ -144,7 +144,7 @@ def test_a_cancel_ends_the_call_within_two_tokens(busy: Decoder) -> None:
             produced = 3 + len(tokens._ready)
             tokens.cancel()
             late.append(len(tokens.result().tokens) - produced)
-    assert min(late) <= 2 and sorted(late)[4] <= 4  # a busy machine may keep this thread from cancelling at once
+    assert min(late) <= 1 and sorted(late)[4] <= 3  # a busy machine may keep this thread from cancelling at once
 
 
 def test_leaving_the_block_ends_the_call(busy: Decoder) -> None:
