@@ -7,7 +7,7 @@ next call only brings what is new; :class:`jax_mono.Decoder` wraps this with che
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,15 @@ class Cache:
     def capacity(self) -> int:
         """Positions that fit, S."""
         return self.k.shape[3]
+
+    def keep(self, length: ArrayLike) -> Cache:
+        """The conversation's first ``length`` tokens. Keys and values are shared: using one cache consumes both."""
+        tokens = jnp.where(jnp.arange(self.capacity) < length, self.tokens, -1)
+        return replace(self, tokens=tokens, end=jnp.minimum(self.end, length), fed=jnp.minimum(self.fed, length))
+
+    def copy(self) -> Cache:
+        """The same conversation in memory of its own, so that both can go on."""
+        return jax.tree.map(jnp.copy, self)
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +207,9 @@ def score(
     tapes: Tapes,
     tokens: Array,
     *,
+    length: ArrayLike | None = None,
     logits: bool = True,
+    session: ArrayLike = 0,
     top_n: int = 0,
     mesh: Mesh | None = None,
     lost: LostHandoff | None = None,
@@ -208,8 +219,10 @@ def score(
     Args:
         plan: The plan that the tapes were packed for.
         tapes: The weights.
-        tokens: int32 [T].
+        tokens: int32 [T]; entries from ``length`` on are padding, and so are results from there on.
+        length: Tokens to feed, at least 1; None means all of T.
         logits: Whether to return all logits; they take 4 T vocab bytes.
+        session: Number of an open :class:`jax_mono.native.Session`, 0 for none.
         top_n: Alternatives to report per token.
         mesh: See :func:`jax_mono.call.resident_call`.
         lost: Fault injection for tests.
@@ -219,13 +232,14 @@ def score(
         alternatives at every position, int32 and float32 [T, top_n].
     """
     room = tokens.shape[0]
+    count = jnp.asarray(room if length is None else length, jnp.int32)
     rope = jnp.asarray(rope_table(plan.config, room))
     nothing = jnp.full((1,), -1, jnp.int32)
     request = CallRequest(
         position=jnp.int32(0),
-        num_forced=jnp.int32(room),
-        budget=jnp.int32(room),
-        session=jnp.int32(0),
+        num_forced=count,
+        budget=count,
+        session=jnp.asarray(session, jnp.int32),
         seed=jnp.zeros((2,), jnp.uint32),
         temperature=jnp.float32(0.0),
         top_k=jnp.int32(0),

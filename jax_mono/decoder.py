@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -16,15 +15,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_mono import gpus, settings
+from jax_mono import gpus
 from jax_mono.call import LostHandoff
-from jax_mono.config import ModelConfig
+from jax_mono.cut import default_blocks, default_devices, target_of
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.models.source import OnTensor, WeightSource
 from jax_mono.packing import home, mesh_devices, pack
-from jax_mono.plan import CPU, GPU, Plan, Target, TileFormat, make_plan
+from jax_mono.plan import Plan, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.stream import Token, TokenStream
@@ -137,7 +136,7 @@ class Decoder:
             source: The checkpoint.
             dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
             devices: Devices that share the model. Without a mesh they are logical: groups of threads of one call on
-                the CPU, groups of blocks of one GPU. None takes what is best there; see :func:`default_devices`.
+                the CPU, groups of blocks of one GPU. None takes what is best there; see ``jax_mono/cut.py``.
             blocks: Blocks per device; None takes this process's cores or the GPU's multiprocessors, as far as the model
                 has work for them.
             context: See :class:`Decoder`.
@@ -194,6 +193,7 @@ class Decoder:
         top_logprobs: int = 0,
         cache: Cache | None = None,
         deadline: float | None = None,
+        padded: bool = False,
         lost: LostHandoff | None = None,
     ) -> TokenStream[Output]:
         """Generates and yields tokens while the call runs.
@@ -207,6 +207,8 @@ class Decoder:
             top_logprobs: Alternatives to report per token.
             cache: A conversation to continue, from an earlier :class:`Output`. It is consumed: donated to the call.
             deadline: Seconds after which the call ends with what it has.
+            padded: Whether to pad prompt and outputs to the whole context: all lengths then share one compiled
+                program, and a prompt too long for the resident program takes at least a full chunk of prefill.
             lost: Fault injection for tests.
 
         Returns:
@@ -231,13 +233,14 @@ class Decoder:
         if cache is None:
             cache = self.new_cache()
         padded_stops = _padded(stops, -1, _bucket(len(stops), 8))
-        room = min(_bucket(budget, SMALLEST_BUCKET), self.context)
+        smallest = self.context if padded else SMALLEST_BUCKET
+        room = min(_bucket(budget, smallest), self.context)
         launch = functools.partial(
             _generate,
             self.plan,
             self.tapes,
             cache,
-            _padded(tokens, 0, _bucket(len(tokens), SMALLEST_BUCKET)),
+            _padded(tokens, 0, _bucket(len(tokens), smallest)),
             _key(secrets.randbits(64) if seed is None else seed),
             room=room,
             length=len(tokens),
@@ -255,24 +258,34 @@ class Decoder:
 
         return TokenStream(run, budget, deadline)
 
-    def score(
+    def score(self, tokens: str | Sequence[int], **options: object) -> Scores:
+        """Scores to the end; takes the arguments of :meth:`score_stream`. Ctrl-C stops the call."""
+        with self.score_stream(tokens, **options) as stream:  # type: ignore[arg-type]
+            return stream.result()
+
+    def score_stream(
         self,
         tokens: str | Sequence[int],
         *,
         logits: bool = False,
         top_logprobs: int = 0,
+        deadline: float | None = None,
+        padded: bool = False,
         lost: LostHandoff | None = None,
-    ) -> Scores:
+    ) -> TokenStream[Scores]:
         """Feeds given tokens through the resident program and reports how likely they were.
 
         Args:
             tokens: Text or token ids, at least two.
             logits: Whether to return all logits.
             top_logprobs: Alternatives to report per position.
+            deadline: Seconds after which the call ends early.
+            padded: Whether to pad the tokens to the whole context, so that all lengths share one compiled program.
             lost: Fault injection for tests.
 
         Returns:
-            The scores.
+            A stream that yields one token per position; its ``result()`` is a :class:`Scores`. If it yields fewer, the
+            call ended early, and the scores from there on mean nothing.
 
         Raises:
             ValueError: A token is outside the vocabulary, or there are too few or too many of them.
@@ -280,22 +293,27 @@ class Decoder:
         ids = self._tokens(tokens)
         if not 2 <= len(ids) <= self.context:
             raise ValueError(f"{len(ids)} tokens to score, must be between 2 and the context of {self.context}")
-        all_logits, logprobs, top_ids, top_logits = jax.block_until_ready(
-            _score(
-                self.plan,
-                self.tapes,
-                np.asarray(ids, np.int32),
-                logits=logits,
-                top_n=top_logprobs,
-                mesh=self.mesh,
-                lost=lost,
+        launch = functools.partial(
+            _score,
+            self.plan,
+            self.tapes,
+            _padded(ids, 0, self.context if padded else len(ids)),
+            length=len(ids),
+            logits=logits,
+            top_n=top_logprobs,
+            mesh=self.mesh,
+            lost=lost,
+        )
+
+        def run(session: int) -> Scores:
+            all_logits, logprobs, top_ids, top_logits = jax.block_until_ready(launch(session=session))
+            return Scores(
+                logprobs=np.asarray(logprobs)[: len(ids) - 1],
+                logits=np.asarray(all_logits)[: len(ids)] if logits else None,
+                top=_alternatives(top_ids, top_logits, len(ids)),
             )
-        )
-        return Scores(
-            logprobs=np.asarray(logprobs),
-            logits=np.asarray(all_logits) if logits else None,
-            top=_alternatives(top_ids, top_logits, len(ids)),
-        )
+
+        return TokenStream(run, len(ids), deadline)
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -327,35 +345,6 @@ class Decoder:
                 "shorten the prompt, ask for fewer tokens or load with a longer context"
             )
         return wanted
-
-
-def target_of(device: jax.Device) -> Target:
-    """The kind of plan that a JAX device runs."""
-    return CPU if device.platform == "cpu" else GPU
-
-
-def default_devices(config: ModelConfig) -> int:
-    """Logical devices on this CPU unless asked otherwise.
-
-    Blocks of one device wait for one another several times per layer, and every time for the slowest. Devices of a
-    Laneformer with a delay are layers apart before one waits for another. So such a model gets as many devices as
-    evenly share its lanes and the cores of this process; any other model gets one.
-    """
-    lanes = config.lanes
-    return math.gcd(lanes.count, settings.cores()) if lanes and lanes.delay and settings.blocks() is None else 1
-
-
-def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
-    """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
-
-    Args:
-        config: The model.
-        devices: Devices of the plan that share the cores of this process, or one GPU.
-        multiprocessors: Of that GPU; None means the CPU.
-    """
-    asked = settings.blocks() if multiprocessors is None else None
-    blocks = asked or max(1, (multiprocessors or settings.cores()) // devices)
-    return min(blocks, TileFormat().row_tiles(config.hidden_size))
 
 
 def _output(generation: Generation, seconds: float) -> Output:

@@ -104,6 +104,21 @@ class TokenStream(Iterator[Token], Generic[Result]):
             raise
         return self._ready.popleft()
 
+    def batch(self) -> list[Token]:
+        """Waits for new tokens and returns all that are ready, at least one; none once the call has ended.
+
+        Raises:
+            jax.errors.JaxRuntimeError: The call has failed.
+        """
+        try:
+            first = next(self)
+        except StopIteration:
+            return []
+        self._take(0)
+        tokens = [first, *self._ready]
+        self._ready.clear()
+        return tokens
+
     def _take(self, milliseconds: int) -> None:
         self._ready += [Token(*pair) for pair in self._session.read(milliseconds)]
 
