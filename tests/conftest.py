@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 # JAX reads these once, when it is first imported.
-flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
-GPU = bool(os.environ.get("JAX_MONO_TEST_GPU"))
-if not GPU:
+GPU = os.environ.get("JAX_MONO_TEST_GPU", "")
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if GPU in ("", "fibers"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+else:
+    flags.append("--xla_gpu_autotune_level=0")  # takes longer than all that these tests compute with XLA
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 # A background job of a shell starts with Ctrl-C ignored, and so do its children; tests send it to themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.hasplugin("timeout"):  # the settings of pytest-timeout are known all the same
+        for name in ("timeout", "timeout_method"):
+            parser.addini(name, "of pytest-timeout, which is not installed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpu import rehearsal
+from gpu.compiling import Program, compile_program
 from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
 from tiny import tiny
 
 from jax_mono import gpus, native
 from jax_mono.config import Lanes, ModelConfig
-from jax_mono.decoder import Decoder, target_of
+from jax_mono.decoder import Decoder
 from jax_mono.models.source import Params
 from jax_mono.packing import home
 from jax_mono.plan import Plan, make_plan
 from jax_mono.record import plan_record
 from jax_mono.tape import STORAGE
 
-TEXT = tuple(some_tokens(72))
+TEXT = tuple(some_tokens(rehearsal.amount(72, 24)))
 """Longer than the windows, and than a run of positions of one KV split."""
 
 
@@ -53,19 +55,19 @@ class Spec:
             devices=self.devices,
             blocks=self.blocks,
             kv_splits=self.kv_splits,
-            target=target_of(home()),
+            target=rehearsal.target(),
         )
 
 
 def decoder_of(spec: Spec) -> Decoder:
     """The decoder, made once; the test is skipped where it cannot run."""
-    if rehearsal():
-        if spec.dtype == "float16":
-            pytest.skip("float16 weights run on GPUs only")
-        if spec.devices * spec.blocks > 16:
-            pytest.skip("too many blocks for a CPU")
+    if rehearsal.KIND == "cpu" and spec.dtype == "float16":
+        pytest.skip("float16 weights run on GPUs only")
     if spec.form == "mesh" and len(jax.devices()) < spec.devices:
         pytest.skip(f"needs {spec.devices} GPUs, JAX has {len(jax.devices())}")
+    blocks = spec.blocks * (1 if spec.form == "mesh" else spec.devices)
+    if blocks > (most := most_blocks()):
+        pytest.skip(f"needs {blocks} multiprocessors, there are {most}")
     return _decoder_of(spec)
 
 
@@ -79,29 +81,34 @@ def _decoder_of(spec: Spec) -> Decoder:
         form=spec.form,
         kv_splits=spec.kv_splits,
         context=spec.context,
+        target=rehearsal.target(),
     )
 
 
-def rehearsal() -> bool:
-    """Whether JAX was told to use the CPU: the same tests on the CPU's programs, to see that the tests are right."""
-    return home().platform == "cpu"
+def most_blocks() -> int:
+    """Blocks that run on one device at once."""
+    return rehearsal.MOST_BLOCKS if rehearsal.KIND else gpus.gpu_of(home()).multiprocessors
 
 
-def compile_together(specs: Iterable[Spec]) -> None:
-    """Fills the cache of programs, on all cores; a program that does not compile is left to its test."""
-    gpu = gpus.gpu_of(home())
-    platform = native.gpu_platform()
+def compile_together(specs: Iterable[Spec]) -> tuple[int, int]:
+    """Fills the cache of programs, on all cores; a program that does not compile is left to its test.
+
+    In processes, because some compilers do one thing at a time. Returns how many programs there are, and how many were
+    refused.
+    """
+    gpu, platform = gpus.gpu_of(home()), native.gpu_platform()
     assert platform is not None
-    jobs = {(spec.plan, spec.dtype) for spec in specs if spec.dtype in gpus.DTYPES}
-
-    def compile_one(job: tuple[Plan, str]) -> None:
-        plan, dtype = job
-        where = {"architecture": gpu.architecture, "shared_memory": gpu.shared_memory}
-        with suppress(native.NativeError):
-            native.compile_program(platform, plan_record(plan), list(STORAGE).index(dtype), **where)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(compile_one, jobs))
+    plans = {(spec.plan, spec.dtype) for spec in specs if spec.dtype in gpus.DTYPES}
+    jobs = [
+        Program(platform, plan_record(plan), list(STORAGE).index(dtype), gpu.architecture, gpu.shared_memory)
+        for plan, dtype in plans
+    ]
+    if not jobs:
+        return 0, 0
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        done = list(pool.map(compile_program, jobs))
+    return len(done), done.count(False)
 
 
 # The truth ----------------------------------------------------------------------------------------------------------
@@ -113,16 +120,21 @@ def exact_params(config: ModelConfig, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params_of(config, jnp.dtype(dtype)))
 
 
+def truth_device() -> jax.Device:
+    """Where the truth is computed: on the CPU if JAX has it, because there float32 is float32."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # left out by JAX_PLATFORMS
+        return home()
+
+
 @functools.cache
 def exact_logits(config: ModelConfig, dtype: str, text: tuple[int, ...] = TEXT) -> np.ndarray:
-    """Logits [T, V] of the Flax model in float32 on the same weights, computed on the CPU if JAX has it."""
+    """Logits [T, V] of the Flax model in float32 on the same weights."""
     text = tuple(token % config.vocab_size for token in text)
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # left out by JAX_PLATFORMS
-        device = home()
+    device = truth_device()
     with jax.default_device(device):
-        return flax_logits(config, exact_params(config, dtype), text)
+        return flax_logits(config, jax.device_put(exact_params(config, dtype), device), text)
 
 
 # Models -------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpu import rehearsal
 from gpu.specs import Spec, decoder_of
 from kernel.common import make_decoder, params_of, some_tokens
 from kernel.test_sampling import LOGITS, OPTIONS, VOCAB, log_softmax, sampling
@@ -21,8 +22,8 @@ from jax_mono.decoder import Decoder
 from jax_mono.sampling import Sampling
 
 PROMPT = some_tokens(5, seed=4)
-LENGTH = 48
-DRAWS = 100_000
+LENGTH = rehearsal.amount(48, 16)
+DRAWS = rehearsal.amount(100_000, 4000)
 LLAMA = Spec(tiny("llama", sliding_windows=(7, 0, 20)), 2, 2)
 LLAMA16 = replace(LLAMA, dtype="float16")
 LANEFORMER = Spec(tiny("laneformer"), 4, 2)
@@ -114,7 +115,7 @@ def constant_decoder(logits: np.ndarray, room: int = DRAWS + 8) -> Decoder:
     params = jax.tree.map(jnp.zeros_like, params_of(config, jnp.bfloat16))
     head = jnp.zeros((VOCAB, 16)).at[:, 3].set(jnp.asarray(logits, jnp.float32)).astype(jnp.bfloat16)
     params |= {"embed": jnp.ones_like(params["embed"]), "norm": jnp.ones_like(params["norm"]), "lm_head": head}
-    return make_decoder(config, devices=2, params=params, dtype=jnp.bfloat16)
+    return make_decoder(config, devices=2, params=params, dtype=jnp.bfloat16, target=rehearsal.target())
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_draws_have_the_right_frequencies(constant: Decoder, constant_logits: np
 
 def test_frequencies_over_seeds(constant: Decoder, constant_logits: np.ndarray) -> None:
     """The first draw of many short calls: seeds are as good as positions."""
-    calls, options = 300, Options(temperature=1.0)
+    calls, options = rehearsal.amount(300, 60), Options(temperature=1.0)
     first = [
         constant.generate([0], max_new_tokens=1, sampling=sampling(options), seed=seed).tokens[0]
         for seed in range(calls)
