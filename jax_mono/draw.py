@@ -11,7 +11,8 @@ import numpy as np
 from jax_mono.config import Module
 from jax_mono.extras import require
 from jax_mono.handoffs import MODULES, exchange
-from jax_mono.plan import STAGES, DevicePlan, Plan, Span, Stage
+from jax_mono.plan import STAGES, DevicePlan, Plan, Stage
+from jax_mono.spans import Span
 
 BYTES_PER_WEIGHT = 2
 """Pictures and texts count bfloat16 weights."""

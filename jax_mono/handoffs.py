@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from jax_mono.plan import Plan, Span, StageName
+from jax_mono.plan import Plan, StageName
+from jax_mono.spans import Span
 
 MODULES = ("attention", "mlp")
 SUMMARY_VALUES = 6

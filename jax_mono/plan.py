@@ -19,12 +19,12 @@ Vocabulary used throughout:
 from __future__ import annotations
 
 import functools
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.spans import Span, clip, even_counts, fill, spans
 
 StageName = Literal["qkv", "o", "up", "down", "head"]
 LAYER_STAGES: tuple[StageName, ...] = ("qkv", "o", "up", "down")
@@ -55,19 +55,6 @@ class Target:
 
 CPU = Target("cpu", word_bytes=8, floats_per_word=1, weights_per_word=1, kv_chunk=16)
 GPU = Target("gpu", word_bytes=16, floats_per_word=3, weights_per_word=6, kv_chunk=64)
-
-
-@dataclass(frozen=True)
-class Span:
-    """A contiguous range of ``count`` items starting at ``first``."""
-
-    first: int
-    count: int
-
-    @property
-    def stop(self) -> int:
-        """One past the last item."""
-        return self.first + self.count
 
 
 @dataclass(frozen=True)
@@ -242,7 +229,7 @@ def _make_plan(
 ) -> Plan:
     _check_shape(config, devices, blocks, tile)
     hidden_tiles = tile.row_tiles(config.hidden_size)
-    hidden = _spans(even_counts(hidden_tiles, blocks))
+    hidden = spans(even_counts(hidden_tiles, blocks))
     shares = _device_shares(config, devices, tile)
     if kv_splits is None:
         busiest = max(1, *(share.kv_heads.count for share in shares))
@@ -294,18 +281,18 @@ class _Share:
 def _device_shares(config: ModelConfig, devices: int, tile: TileFormat) -> list[_Share]:
     if config.lanes is not None:
         lanes, heads, neurons = (
-            _spans([total // devices] * devices)
+            spans([total // devices] * devices)
             for total in (config.num_lanes, config.num_kv_heads, config.intermediate_size)
         )
     else:
         lanes = (Span(0, 1),) * devices
-        heads = _spans(even_counts(config.num_kv_heads, devices))
-        neurons = _spans(_neuron_counts(config, [span.count for span in heads], tile))
+        heads = spans(even_counts(config.num_kv_heads, devices))
+        neurons = spans(_neuron_counts(config, [span.count for span in heads], tile))
     if config.lanes is not None and config.lanes.head == "per_lane":
-        vocab = _spans([config.vocab_size // devices] * devices)
+        vocab = spans([config.vocab_size // devices] * devices)
     else:
         tiles = even_counts(tile.row_tiles(config.vocab_size), devices)
-        vocab = _clip(_spans([count * tile.rows for count in tiles]), config.vocab_size)
+        vocab = clip(spans([count * tile.rows for count in tiles]), config.vocab_size)
     return [_Share(*share) for share in zip(lanes, heads, neurons, vocab, strict=True)]
 
 
@@ -381,7 +368,7 @@ def _device_plan(
             row_parallel=draft.row_parallel,
             tiles=tiles,
             tile_words=words,
-            shares=_spans(counts[name]),
+            shares=spans(counts[name]),
             offsets=tuple(position),
         )
         position = [done + count * words for done, count in zip(position, counts[name], strict=True)]
@@ -393,47 +380,8 @@ def _device_plan(
         stages=stages,
         layer_words=layer_words,
         head_words=max(1, *position),
-        attention=_spans(even_counts(share.kv_heads.count * kv_splits, blocks)),
+        attention=spans(even_counts(share.kv_heads.count * kv_splits, blocks)),
     )
-
-
-def even_counts(total: int, parts: int) -> list[int]:
-    """Cuts ``total`` into ``parts`` counts that differ by at most one, larger ones first."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
-
-
-def fill(load: Sequence[int], items: int, weight: int, at_least: int = 0) -> list[int]:
-    """Hands out ``items`` of equal ``weight``, each to the part that carries least.
-
-    Args:
-        load: What each part carries already.
-        items: How many items to hand out; at least ``at_least * len(load)``.
-        weight: Load of one item.
-        at_least: Items every part gets in any case.
-
-    Returns:
-        Items per part.
-    """
-    counts = [at_least] * len(load)
-    heap = [(done + at_least * weight, part) for part, done in enumerate(load)]
-    heapq.heapify(heap)
-    for _ in range(items - at_least * len(load)):
-        done, part = heap[0]
-        counts[part] += 1
-        heapq.heapreplace(heap, (done + weight, part))
-    return counts
-
-
-def _spans(counts: Iterable[int]) -> tuple[Span, ...]:
-    first, spans = 0, []
-    for count in counts:
-        spans.append(Span(first, count))
-        first += count
-    return tuple(spans)
-
-
-def _clip(spans: tuple[Span, ...], total: int) -> tuple[Span, ...]:
-    return tuple(Span(span.first, min(span.stop, total) - span.first) for span in spans)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 
 from jax_mono.config import ModelConfig, Module
 from jax_mono.handoffs import MODULES, Runs, exchange
-from jax_mono.plan import STAGES, DevicePlan, Plan, Span
+from jax_mono.plan import STAGES, DevicePlan, Plan
+from jax_mono.spans import Span
 
 MAGIC = 0x6D6F6E6F
 HEAD_KINDS = {None: 0, "mean_of_norms": 1, "norm_of_sum": 2, "per_lane": 3}

@@ -17,8 +17,9 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_mono.config import ConfigError
-from jax_mono.plan import DevicePlan, Plan, Span, Stage, StageName, TileFormat
+from jax_mono.plan import DevicePlan, Plan, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
+from jax_mono.spans import Span
 
 Array = jax.Array
 

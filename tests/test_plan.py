@@ -11,7 +11,8 @@ from tiny import tiny
 from jax_mono import plan as plan_module
 from jax_mono.config import ConfigError, ModelConfig
 from jax_mono.models.presets import preset
-from jax_mono.plan import CPU, GPU, LAYER_STAGES, MAX_DEVICES, STAGES, Plan, Span, TileFormat, make_plan
+from jax_mono.plan import CPU, GPU, LAYER_STAGES, MAX_DEVICES, STAGES, Plan, TileFormat, make_plan
+from jax_mono.spans import Span
 
 
 def assert_partition(spans: list[Span], total: int) -> None:

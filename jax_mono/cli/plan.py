@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Shows a plan."""
     from jax_mono.cli.models import find_config
-    from jax_mono.decoder import default_devices
+    from jax_mono.cut import default_devices
     from jax_mono.draw import draw_plan, plan_text
     from jax_mono.plan import CPU, GPU, make_plan
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _target_here() -> str:
     from jax_mono.cli.machine import set_up_jax
-    from jax_mono.decoder import target_of
+    from jax_mono.cut import target_of
     from jax_mono.packing import home
 
     set_up_jax()
@@ -82,7 +82,7 @@ def _blocks(config: ModelConfig, devices: int, target: str) -> int:
     """
     from jax_mono import native
     from jax_mono.config import ConfigError
-    from jax_mono.decoder import default_blocks
+    from jax_mono.cut import default_blocks
 
     if target == "cpu":
         return default_blocks(config, devices)

@@ -15,7 +15,8 @@ from tiny import random_params
 
 from jax_mono.call import CallRequest, CallResult, resident_call
 from jax_mono.config import ModelConfig
-from jax_mono.decoder import Decoder, target_of
+from jax_mono.cut import target_of
+from jax_mono.decoder import Decoder
 from jax_mono.models.rope import rope_table
 from jax_mono.models.source import ArraySource, Params
 from jax_mono.models.transformer import Transformer

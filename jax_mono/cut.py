@@ -1,0 +1,40 @@
+"""How a model is cut for the processor at hand, unless asked otherwise."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from jax_mono import settings
+from jax_mono.config import ModelConfig
+from jax_mono.plan import CPU, GPU, Target, TileFormat
+
+
+def target_of(device: jax.Device) -> Target:
+    """The kind of plan that a JAX device runs."""
+    return CPU if device.platform == "cpu" else GPU
+
+
+def default_devices(config: ModelConfig) -> int:
+    """Logical devices on this CPU unless asked otherwise.
+
+    Blocks of one device wait for one another several times per layer, and every time for the slowest. Devices of a
+    Laneformer with a delay are layers apart before one waits for another. So such a model gets as many devices as
+    evenly share its lanes and the cores of this process; any other model gets one.
+    """
+    lanes = config.lanes
+    return math.gcd(lanes.count, settings.cores()) if lanes and lanes.delay and settings.blocks() is None else 1
+
+
+def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
+    """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
+
+    Args:
+        config: The model.
+        devices: Devices of the plan that share the cores of this process, or one GPU.
+        multiprocessors: Of that GPU; None means the CPU.
+    """
+    asked = settings.blocks() if multiprocessors is None else None
+    blocks = asked or max(1, (multiprocessors or settings.cores()) // devices)
+    return min(blocks, TileFormat().row_tiles(config.hidden_size))
