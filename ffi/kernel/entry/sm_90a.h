@@ -33,46 +33,41 @@ MONO_DEVICE void begin(const Call* calls, Call& call, i32& stop) {
   __syncthreads();
 }
 
+// One block: a thread feeds the ring while others run `stages(call, block)`.
+template <class Stages>
+MONO_DEVICE void run(const Call* calls, Stages stages) {
+  __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
+  __shared__ i32 stop;
+  Call& call = *reinterpret_cast<Call*>(call_memory);
+  begin(calls, call, stop);
+  const i32 block = i32(blockIdx.x) % Shape::num_blocks;
+  if (threadIdx.x >= kStageThreads) {
+    arch::give_registers();
+    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
+  } else {
+    arch::take_registers();
+    stages(call, block);
+    arch::sync();
+    if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
+  }
+}
+
 }  // namespace mono::sm_90a
 
 // grid: devices of `calls` x blocks; block: kAllThreads.
 extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_decode(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::sm_90a;
-  __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
-  __shared__ i32 stop;
-  Call& call = *reinterpret_cast<Call*>(call_memory);
-  begin(calls, call, stop);
-  const i32 block = i32(blockIdx.x) % Shape::num_blocks;
-  if (threadIdx.x >= kStageThreads) {
-    arch::give_registers();
-    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
-  } else {
-    arch::take_registers();
+  run(calls, [](const Call& call, i32 block) {
     char* far = static_cast<char*>(call.scratch) + i64(block) * kFarBytes;
     BlockState<Weight> s(call, block, arch::near_memory(), far);
     run_block(s);
-    arch::sync();
-    if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
-  }
+  });
 }
 
 // Reads the tapes as often as the request's budget says and does nothing with them: the limit of decoding.
 extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_stream(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::sm_90a;
-  __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
-  __shared__ i32 stop;
-  Call& call = *reinterpret_cast<Call*>(call_memory);
-  begin(calls, call, stop);
-  const i32 block = i32(blockIdx.x) % Shape::num_blocks;
-  if (threadIdx.x >= kStageThreads) {
-    arch::give_registers();
-    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
-  } else {
-    arch::take_registers();
-    drop_tokens<Weight>(call, block);
-    arch::sync();
-    if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
-  }
+  run(calls, [](const Call& call, i32 block) { drop_tokens<Weight>(call, block); });
 }
