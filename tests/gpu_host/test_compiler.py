@@ -8,6 +8,7 @@ import pytest
 from tiny import tiny
 
 from jax_mono import native
+from jax_mono.models import preset
 from jax_mono.plan import GPU, make_plan
 from jax_mono.record import plan_record
 
@@ -52,3 +53,14 @@ def test_the_log_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         native.NativeError, match=r'kernel/entry/sm_90a.h\(3\): error: identifier "helper" is undefined'
     ):
         compile_entry(monkeypatch, tmp_path, PROGRAM)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "weights"),
+    [("laneformer-2b", 1, 1), ("laneformer-2b", 8, 2), ("qwen3-1.7b", 1, 1), ("qwen2.5-coder-1.5b", 2, 1)],
+)
+def test_the_program_of_a_real_model(name: str, devices: int, weights: int) -> None:
+    """On as many GPUs, with 132 multiprocessors each; weights are bfloat16 (1) or float16 (2)."""
+    plan = make_plan(preset(name), devices=devices, blocks=132, target=GPU)
+    code = native.compile_program("cuda", plan_record(plan), weights, architecture="sm_90a", shared_memory=227 << 10)
+    assert b"mono_decode" in code and b"mono_stream" in code
