@@ -68,11 +68,12 @@ def decoder_of(spec: Spec) -> Decoder:
     blocks = spec.blocks * (1 if spec.form == "mesh" else spec.devices)
     if blocks > (most := most_blocks()):
         pytest.skip(f"needs {blocks} multiprocessors, there are {most}")
-    return _decoder_of(spec)
+    return make(spec)
 
 
 @functools.cache
-def _decoder_of(spec: Spec) -> Decoder:
+def make(spec: Spec) -> Decoder:
+    """The decoder, whether or not it can run."""
     return make_decoder(
         spec.config,
         devices=spec.devices,
