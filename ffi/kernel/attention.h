@@ -92,20 +92,22 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head,
   const i32 size = h.head_dim, group = h.queries_per_kv;
   const i32 lane = head / s.heads_per_lane(), in_lane = head - lane * s.heads_per_lane();
   const i32 q_rows = s.heads_per_lane() * group * size, kv_rows = s.heads_per_lane() * size;
-  const RowWords queries(in_lane * group * size, group * size, 0), key(q_rows + in_lane * size, size, group * size),
-      value(q_rows + kv_rows + in_lane * size, size, (group + 1) * size);
+  // Queries, key or value. Made when needed: a choice among objects would keep them in memory.
+  auto range = [&](i32 part) -> RowWords {
+    if (part == 0) return {in_lane * group * size, group * size, 0};
+    return {q_rows + (part - 1) * kv_rows + in_lane * size, size, (group + part - 1) * size};
+  };
+  const i32 query_words = range(0).words, key_words = range(1).words;
   const arch::Word* from = s.own_words(s.device.channels.qkv, layer) + i64(lane) * s.device.stages[kQkv].tiles_per_lane * kTileWords;
   float* const out = s.scratch.query;
-  // By value, so that the ranges stay in registers.
-  auto place = [&](i32& w) -> RowWords {
-    if (w < queries.words) return queries;
-    w -= queries.words;
-    if (w < key.words) return key;
-    w -= key.words;
-    return value;
+  auto place = [&](i32& w) {
+    i32 part = 0;
+    if (w >= query_words) w -= query_words, part = 1;
+    if (part == 1 && w >= key_words) w -= key_words, part = 2;
+    return range(part);
   };
   s.link.read(
-      queries.words + (owner ? key.words + value.words : 0), kQkvRows, layer,
+      query_words + (owner ? key_words + range(2).words : 0), kQkvRows, layer,
       [&](i32 w) {
         const RowWords range = place(w);
         return from + range.first_tile * kTileWords + w;

@@ -21,7 +21,7 @@ template <class T>
 struct BlockState {
   const Call& call;
   Shape header;
-  const i32 device_index, block_index;
+  const arch::Known device_index, block_index;
   Scratch<T, Workspace<T>> scratch;
   const Device& device;
   const Block& share;
@@ -36,11 +36,15 @@ struct BlockState {
         scratch(c.plan, c.device, block, near, far),
         device(*scratch.device),
         share(*scratch.share),
-        link{c.control, c.device, block, c.control->places + c.device * header.num_blocks + block, scratch.failed} {
+        link{c.control, c.control->places + c.device * header.num_blocks + block, scratch.flags, scratch.flags + 1} {
     if (arch::thread() == 0) {
       *scratch.device = c.plan.devices[c.device];
       *scratch.share = c.plan.block(c.device, block);
-      *scratch.failed = 0;
+      const Control& control = *c.control;
+      scratch.flags[0] = 0;
+      scratch.flags[1] = control.lost_device == c.device && control.lost_block == block
+                             ? Link::hand_off(Channel(control.lost_channel), control.lost_layer)
+                             : -1;
     }
     arch::sync();
     prepare(scratch.work, device);
@@ -59,12 +63,13 @@ struct BlockState {
   }
   MONO_DEVICE float* residual(i32 lane) const { return scratch.residual + lane * row_capacity(); }
 
-  // First word of a per-layer channel on some device.
-  MONO_DEVICE arch::Word* words(i32 on_device, i64 channel, i32 layer) const {
-    const Channels& channels = on_device == device_index ? device.channels : call.plan.devices[on_device].channels;
-    return exchange(on_device) + channel + channels.layer_stride * layer;
+  // First word of a per-layer channel, of this device and of a peer.
+  MONO_DEVICE arch::Word* own_words(i64 channel, i32 layer) const {
+    return exchange(device_index) + channel + device.channels.layer_stride * layer;
   }
-  MONO_DEVICE arch::Word* own_words(i64 channel, i32 layer) const { return words(device_index, channel, layer); }
+  MONO_DEVICE arch::Word* peer_words(i32 peer, i64 channel, i32 layer) const {
+    return exchange(peer) + channel + call.plan.devices[peer].channels.layer_stride * layer;
+  }
   // First word of a once-per-token channel.
   MONO_DEVICE arch::Word* exchange(i32 on_device) const { return static_cast<arch::Word*>(call.exchange[on_device]); }
   // First word of a two-copy channel; `length` is that of one copy.

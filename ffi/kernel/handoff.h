@@ -66,17 +66,17 @@ MONO_COLD arch::Word wait_long(Control* control, volatile i32* failed, u64* plac
 // One block's (on a GPU: one thread's) end of all hand-offs during one token.
 struct Link {
   Control* control;
-  i32 device, block;
   u64* place;            // this block's entry of Control::places
   volatile i32* failed;  // near: set by the block's first wait in vain; its other threads see it after the next barrier
+  const i32* lost;       // near: the hand-off of this block that a test asked to lose, or -1
   arch::Pump pump{};
   u32 tag = 0;
 
+  MONO_DEVICE static i32 hand_off(Channel channel, i32 layer) { return layer * kChannels + channel; }
+
   // Tag for words published now; wrong on purpose where a test asked to lose this hand-off.
   MONO_DEVICE u32 out_tag(Channel channel, i32 layer) const {
-    bool lost = control->lost_device == device && control->lost_block == block && control->lost_layer == layer &&
-                control->lost_channel == channel;
-    return lost ? kLostTag : tag;
+    return hand_off(channel, layer) == *lost ? kLostTag : tag;
   }
 
   // Waits for one word of this token; an empty word once the call has failed.

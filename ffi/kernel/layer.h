@@ -80,7 +80,7 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     if (peer == s.device_index) continue;
-    arch::Word* to = s.words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) + run;
+    arch::Word* to = s.peer_words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) + run;
     publish_run(to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
   }
 }

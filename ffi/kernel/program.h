@@ -101,9 +101,9 @@ MONO_DEVICE void run_block(BlockState<T>& s) {
     if (sampling && s.call.outputs.logits) store_logits(s, step);
     publish_summary(s, position, sampling, scoring ? next : -1, signal);
     s.note(kSummarised);
-    const Choice choice = sample_stage(s, sampling, step, position);
+    const Choice choice = arch::agreed(sample_stage(s, sampling, step, position));
     arch::sync();
-    const bool failed = *s.link.failed;
+    const bool failed = arch::agreed(i32(*s.link.failed));
     arch::sync();  // before anyone's next wait can set it
     if (failed) return;
     s.note(kChosen);

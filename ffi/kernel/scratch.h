@@ -48,7 +48,7 @@ struct Scratch {
   // Near.
   Device* device;  // copies of the records that every stage looks at
   Block* share;
-  i32* failed;      // whether a wait was in vain
+  i32* flags;       // [2] see Link
   T* activations;   // [lanes, width] input of the product at hand, zero-padded to whole chunks
   float* rows;      // [tiles, tile rows] results of a column parallel product; those of the head stay until sampling
   float* query;     // [queries_per_kv, head_dim], then key [head_dim], then value [head_dim]; shares memory with rows
@@ -74,7 +74,7 @@ struct Scratch {
     Carver carve_near(near), carve_far(far);
     carve_near(device, 1);
     carve_near(share, 1);
-    carve_near(failed, 1);
+    carve_near(flags, 2);
     carve_near(activations, larger(inputs, Workspace::kernel_bytes(h) / i64(sizeof(T))));
     const i64 heads = (group + 2) * h.head_dim;
     carve_near(rows, larger(tiles * h.tile_rows, heads));

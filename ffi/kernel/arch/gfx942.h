@@ -53,6 +53,38 @@ MONO_DEVICE void sync() {
 // A value that all lanes of the wave have, in a scalar register.
 MONO_DEVICE u32 uniform(u32 value) { return u32(__builtin_amdgcn_readfirstlane(int(value))); }
 MONO_DEVICE u64 uniform(u64 value) { return u64(uniform(u32(value >> 32))) << 32 | uniform(u32(value)); }
+// A value that all threads of the block have: then branches on it need no masks.
+template <class U>
+MONO_DEVICE U agreed(const U& value) {
+  static_assert(sizeof(U) % 4 == 0, "whole registers");
+  struct Parts {
+    u32 values[sizeof(U) / 4];
+  } parts = __builtin_bit_cast(Parts, value);
+  for (u32& part : parts.values) part = uniform(part);
+  return __builtin_bit_cast(U, parts);
+}
+// A number in a scalar register that seems new at every use, like thread(): of scalar registers there are even fewer.
+class Known {
+ public:
+  MONO_DEVICE Known(i32 value) : value_(value) {}
+  MONO_DEVICE operator i32() const {
+    i32 value = value_;
+    asm volatile("" : "+s"(value));
+    return value;
+  }
+
+ private:
+  i32 value_;
+};
+// Keeps a number or a pointer to global memory, the same in all lanes, in vector registers.
+MONO_DEVICE void make_vector(i32& value) { asm volatile("" : "+v"(value)); }
+template <class U>
+MONO_DEVICE void make_vector(U*& pointer) {
+  using Global = U __attribute__((address_space(1)));
+  Global* at = (Global*)pointer;
+  asm volatile("" : "+v"(at));
+  pointer = (U*)at;
+}
 // The value of any lane.
 MONO_DEVICE u32 shuffle(u32 value, int from) { return u32(__builtin_amdgcn_ds_bpermute(from * 4, int(value))); }
 // The mask is a constant after unrolling. Exchanges among few lanes need no trip through the shared memory's crossbar.
@@ -94,7 +126,6 @@ constexpr u32 kRawBuffer = 0x27000;    // format word: 32-bit elements, no swizz
 MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
   return __builtin_amdgcn_make_buffer_rsrc(reinterpret_cast<void*>(base), 0, bytes, kRawBuffer);
 }
-
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
@@ -138,7 +169,11 @@ MONO_DEVICE void store_place(u64* at, u64 key) {
 }
 MONO_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }  // 64 clocks
 MONO_DEVICE void yield() {}                                 // every block has its own processor
-MONO_DEVICE i64 nanoseconds() { return i64(__builtin_amdgcn_s_memrealtime()) * 10; }  // of 100 MHz
+MONO_DEVICE i64 nanoseconds() {
+  i64 ticks = i64(__builtin_amdgcn_s_memrealtime());  // of 100 MHz
+  asm volatile("" : "+v"(ticks));                     // see make_vector
+  return ticks * 10;
+}
 constexpr bool kTraces = kTraceCalls;
 MONO_DEVICE i64 trace_clock() { return nanoseconds(); }
 

@@ -31,6 +31,12 @@ MONO_DEVICE void for_each(int count, Body body) {
   for (int i = 0; i < count; ++i) body(i);
 }
 MONO_DEVICE void sync() {}
+// A value that all threads of the block have.
+template <class U>
+MONO_DEVICE const U& agreed(const U& value) {
+  return value;
+}
+using Known = i32;  // a number that all of them have
 template <class U, class Op>
 MONO_DEVICE U all_reduce(U value, Op) {
   return value;

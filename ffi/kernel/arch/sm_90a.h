@@ -34,6 +34,12 @@ MONO_DEVICE int thread() { return int(threadIdx.x); }
 // Of the threads that run the stages.
 MONO_DEVICE void sync() { asm volatile("barrier.sync 1, %0;" ::"n"(kStageThreads) : "memory"); }
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// A value that all threads of the block have.
+template <class U>
+MONO_DEVICE const U& agreed(const U& value) {
+  return value;
+}
+using Known = i32;  // a number that all of them have
 MONO_DEVICE u32* reduce_buffer() {
   __shared__ u32 buffer[kStageThreads / kWarp * kReduceWords];
   return buffer;

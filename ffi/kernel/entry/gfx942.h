@@ -53,17 +53,10 @@ MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
   return pieces;
 }
 
-// Moves what all threads know of the block from vector to scalar registers.
-MONO_DEVICE void make_uniform(BlockState<Weight>& s) {
-  char* const base = static_cast<char*>(near_memory());
-  auto near = [base](auto*&... pointers) {
-    ((pointers = (decltype(&*pointers))(base + arch::uniform(u32(reinterpret_cast<char*>(pointers) - base)))), ...);
-  };
-  auto& c = s.scratch;
-  near(c.device, c.share, c.failed, c.activations, c.rows, c.query, c.residual, c.history, c.total, c.work.partial, c.work.joins, c.work.bins,
-       c.work.pieces);
-  s.first_row = i32(arch::uniform(u32(s.first_row)));
-  s.rows = i32(arch::uniform(u32(s.rows)));
+// Moves what is seldom needed from scalar registers, of which there are too few, to vector registers.
+MONO_DEVICE void make_vectors(BlockState<Weight>& s) {
+  auto vector = [](auto&... values) { (arch::make_vector(values), ...); };
+  vector(s.scratch.logits, s.scratch.scores, s.scratch.seen, s.first_row, s.rows, s.link.place, s.link.control);
 }
 
 }  // namespace mono::gfx942
@@ -76,7 +69,7 @@ MONO_KERNEL mono_decode(const mono::Call* calls) {
   const i32 block = own_block();
   set_course(call, block, call.request.mode == kGenerate ? call.request.num_forced - 1 : 0);
   BlockState<Weight> s(call, block, near_memory(), static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
-  make_uniform(s);
+  make_vectors(s);
   s.link.pump.start();
   run_block(s);
 }

@@ -124,6 +124,12 @@ class Fibers {
 MONO_DEVICE Fibers& fibers() { return *Fibers::current(); }
 MONO_DEVICE int thread() { return fibers().index(); }
 MONO_DEVICE void sync() { fibers().meet(fibers().block, kFibers); }
+// A value that all threads of the block have.
+template <class U>
+MONO_DEVICE const U& agreed(const U& value) {
+  return value;
+}
+using Known = i32;  // a number that all of them have
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) {
   Fibers& all = fibers();
   const int index = all.index();
