@@ -1,0 +1,90 @@
+"""The script that runs compute-sanitizer judges rightly; the tool is made up."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_sanitize.py"
+CLEAN = "tokens [1]\n========= ERROR SUMMARY: 0 errors\n"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_sanitize", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_sanitize"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("tool", "status", "log", "ok", "words"),
+    [
+        ("memcheck", 0, CLEAN, True, "0 errors"),
+        (
+            "memcheck",
+            86,
+            "tokens [1]\n========= Invalid __global__ read\n========= ERROR SUMMARY: 2 errors",
+            False,
+            "Inv",
+        ),
+        ("memcheck", 0, "Error: no such option", False, "no summary (exit status 0): Error: no such option"),
+        ("memcheck", 0, "tokens [2]\n========= ERROR SUMMARY: 0 errors", False, "tokens [2], not [1]"),
+        ("memcheck", 1, "boom\n========= ERROR SUMMARY: 0 errors", False, "did not come to its end (exit status 1)"),
+        ("memcheck", 9, CLEAN, False, "exit status 9"),
+        (
+            "racecheck",
+            0,
+            "tokens [1]\n========= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)",
+            True,
+            "0 errors, 2 warnings",
+        ),
+        (
+            "racecheck",
+            86,
+            "tokens [1]\n========= Error: Race reported between Write access\n"
+            "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)",
+            False,
+            "Race reported",
+        ),
+    ],
+)
+def test_verdicts(script: ModuleType, tool: str, status: int, log: str, ok: bool, words: str) -> None:
+    found, why = script.judge(tool, status, log, script.tokens_in(log), "[1]")
+    assert found == ok and words in why
+
+
+def run(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    process = run("--help", path=str(tmp_path))
+    assert process.returncode == 0
+    for words in ("memcheck", "racecheck", "PYTHONPATH=. python scripts/gpu_sanitize.py", "Exit status"):
+        assert words in process.stdout
+
+
+def test_without_the_tool(script: ModuleType, tmp_path: Path) -> None:
+    process = run("--sanitizer", str(tmp_path / "nothing"), path=str(tmp_path))
+    assert process.returncode == 2 and "is no program; give --sanitizer" in process.stderr
+    if not list(Path("/usr/local").glob("cuda*/*/compute-sanitizer")):
+        process = run(path=str(tmp_path))
+        assert process.returncode == 2
+        assert "compute-sanitizer is neither in PATH nor in /usr/local/cuda*/bin; install" in process.stderr
+
+
+def test_options_of_the_tool(script: ModuleType) -> None:
+    command = script.sanitizer_command(Path("/x/compute-sanitizer"), "racecheck", ["python", "child"])
+    assert command[:3] == ["/x/compute-sanitizer", "--tool", "racecheck"] and command[-2:] == ["python", "child"]
+    assert "kns=mono_decode" in command
