@@ -6,6 +6,7 @@
                                 Default: the best one that this processor runs.
 ``JAX_MONO_BLOCKS``             Blocks (threads) per device on CPU. Default: the cores of this process,
                                 shared among the devices.
+``JAX_MONO_API_KEY``            What clients of ``jax-mono serve`` must send, unless ``--api-key`` says it.
 ``JAX_MONO_WAIT_LIMIT_MS``      How long one wait inside a running call may last. Default: 20000.
 ``JAX_MONO_MEETING_LIMIT_MS``   How long the devices of a call wait for each other to start. Default: 8000,
                                 below the 10 s after which XLA gives up on its own.
@@ -35,6 +36,11 @@ def library_override() -> Path | None:
     """``JAX_MONO_LIBRARY``, or None."""
     value = os.environ.get("JAX_MONO_LIBRARY")
     return Path(value) if value else None
+
+
+def api_key() -> str | None:
+    """``JAX_MONO_API_KEY``, or None."""
+    return os.environ.get("JAX_MONO_API_KEY") or None
 
 
 def wait_limit_ms() -> int:

@@ -6,6 +6,7 @@ import codecs
 import datetime
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from jax_mono.extras import require
 from jax_mono.models.gguf_file import GGUFFile
 
 REPLACEMENT = "\ufffd"
+
+# How SentencePiece vocabularies spell a byte and a space.
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+_SPACE_PIECE = "\u2581"
 
 
 class TokenizerError(ValueError):
@@ -179,6 +184,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turns tokens into text; bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, which need not be whole characters; none for one that does not exist."""
+        piece = self.backend.id_to_token(token)
+        if piece is None:
+            return b""
+        if isinstance(self.backend.decoder, require("tokenizers", "hf").decoders.ByteLevel):
+            return _piece_bytes(piece)
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace(_SPACE_PIECE, " ").encode()
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """Returns a decoder for tokens that arrive one by one."""

@@ -385,3 +385,18 @@ def test_gguf_tokenizers_that_are_refused(tmp_path: Path, changes: dict[str, Any
 def test_gguf_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer model None is not supported"):
         Tokenizer.open(write(tmp_path / "model.gguf", "llama", {}, {}))
+
+
+def test_bytes_of_single_tokens() -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
+    pieces = {"<0xE6>": 0, "\u2581the": 1, "</s>": 2}
+    sentencepiece = Backend(models.BPE(vocab=pieces, merges=[], byte_fallback=True))
+    sentencepiece.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    tokenizer = Tokenizer(sentencepiece)
+    assert [tokenizer.token_bytes(token) for token in range(4)] == [b"\xe6", b" the", b"</s>", b""]
+
+    byte_level = Backend(models.BPE(vocab={"\u0120the": 0, "\u00e6": 1}, merges=[]))
+    byte_level.decoder = decoders.ByteLevel()
+    assert [Tokenizer(byte_level).token_bytes(token) for token in range(3)] == [b" the", b"\xe6", b""]
