@@ -136,14 +136,14 @@ def _float_words(plan: Plan, values: int) -> int:
     return -(-values // plan.target.floats_per_word)
 
 
-def _part_words(plan: Plan) -> int:
+def part_words(plan: Plan) -> int:
     """Words of one query's part: a maximum and a sum, then an unnormalised output."""
     return _float_words(plan, 2) + _float_words(plan, plan.config.head_dim)
 
 
 def attention_words(plan: Plan, device: int) -> int:
     """Words of the attention hand-off: one part per query head and split."""
-    return plan.devices[device].kv_heads.count * plan.config.queries_per_kv * plan.kv_splits * _part_words(plan)
+    return plan.devices[device].kv_heads.count * plan.config.queries_per_kv * plan.kv_splits * part_words(plan)
 
 
 def writers(plan: Plan, device: int, channel: str) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -164,7 +164,7 @@ def writers(plan: Plan, device: int, channel: str) -> Iterator[tuple[int, int, n
         elif channel == "activation":
             yield device, block, _items(Span(block, 1), runs.activation)
         elif channel == "attention":
-            yield device, block, _items(share.attention[block], plan.config.queries_per_kv * _part_words(plan))
+            yield device, block, _items(share.attention[block], plan.config.queries_per_kv * part_words(plan))
         elif channel in ("residual_attention", "residual_mlp"):
             of_lanes = [_items(Span(lane * blocks + block, 1), runs.hidden) for lane in range(share.lanes.count)]
             yield device, block, np.concatenate(of_lanes)
