@@ -281,6 +281,8 @@ class Pump {
       MONO_UNROLLED
       for (i32 k = 0; k < 4; ++k)
         sums[k] = __builtin_elementwise_fma(unpacked(held_[q][k], T{}), unpacked(values[q][k], T{}), sums[k]);
+      // Now, not when the sum is needed: the next load takes the place of what was multiplied.
+      asm volatile("" : "+v"(sums[0]), "+v"(sums[1]), "+v"(sums[2]), "+v"(sums[3]));
       take(q, following, own);
     }
     skip(kWarps);
