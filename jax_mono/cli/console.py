@@ -69,6 +69,38 @@ def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[OnTenso
         yield lambda path, nbytes: shown.advance(task, nbytes)
 
 
+@contextmanager
+def counter(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Shows how many of some things are done: a bar with rich, nothing where nobody looks.
+
+    Args:
+        title: What is going on.
+        total: How many there are.
+        quiet: Whether to show nothing.
+
+    Yields:
+        A callback for each thing, given a remark that stands behind the bar.
+    """
+    try:
+        bars = None if quiet or not sys.stderr.isatty() else require("rich.progress", "cli")
+    except MissingExtraError:
+        bars = None
+    if bars is None:
+        yield lambda remark: None
+        return
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[remark]}"),
+    )
+    console = require("rich.console", "cli").Console(stderr=True)
+    with bars.Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(title, total=total, remark="")
+        yield lambda remark: shown.update(task, advance=1, remark=remark)
+
+
 class _Line:
     """One line of a terminal that counts up."""
 
