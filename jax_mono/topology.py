@@ -1,0 +1,239 @@
+"""Devices as data: dies, memory, caches, links; every figure with its source.
+
+Nothing here computes anything about models, and nothing else in the project should know a chip's numbers. What was
+*measured* on a device (rates that programs reach, latencies of hand-offs) is not here but with its user,
+:mod:`jax_mono.simulate.timing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SOURCES = {
+    "cdna3": "AMD, CDNA 3 architecture white paper, 2023",
+    "cdna3-isa": "AMD, Instinct MI300 instruction set architecture reference guide, 2024",
+    "cdna4": "AMD, CDNA 4 architecture white paper, 2025",
+    "mi300x": "AMD, Instinct MI300X accelerator and MI300X platform data sheets, 2023",
+    "mi325x": "AMD, Instinct MI325X accelerator and MI325X platform data sheets, 2024",
+    "mi355x": "AMD, Instinct MI355X accelerator and MI355X platform data sheets, 2025",
+    "hopper": "NVIDIA, H100 Tensor Core GPU architecture white paper, 2022",
+    "hopper-tuning": "NVIDIA, Hopper tuning guide, CUDA documentation",
+    "h200": "NVIDIA, H200 Tensor Core GPU data sheet, 2024",
+    "driver": "what the CUDA driver reports of the device",
+    "reported": "reported by others who programmed the device; not in the vendor's documents, to be measured",
+    "epyc": "AMD, EPYC 9004 (Zen 4) processors; a virtual machine may have fewer cores and less of the caches",
+    "local": "measured on the development machine, docs/performance.md",
+}
+"""Where figures come from, by the key that they name."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and where it comes from.
+
+    Attributes:
+        value: The number, in the unit that its field names.
+        source: A key of :data:`SOURCES`.
+    """
+
+    value: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source {self.source!r} is unknown; add it to SOURCES")
+
+    @property
+    def whole(self) -> int:
+        """The value as an integer.
+
+        Raises:
+            ValueError: It is a fraction.
+        """
+        if self.value != int(self.value):
+            raise ValueError(f"{self.value} is not a whole number")
+        return int(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """One kind of device and how several of them are linked.
+
+    A *die* is what shares an L2 cache and runs blocks: an XCD of AMD's, the whole of NVIDIA's, a socket. Dies lie in
+    groups on I/O dies, to which the memory stacks belong. A device without such structure has one of each.
+
+    Attributes:
+        name: As users write it.
+        architecture: Name of the kernel's architecture header, or of the closest one.
+        dies: Dies that run blocks.
+        units_per_die: Compute units (multiprocessors, cores) of one die.
+        io_dies: I/O dies.
+        stacks: Memory stacks or channels of the device.
+        granule_bytes: Consecutive bytes that lie in one stack; 0 where the placement is not known to matter.
+        memory_bytes: Capacity.
+        memory_rate: Peak of the memory, bytes per second.
+        l2_bytes: Of one die.
+        last_level_bytes: Of the cache at the memory's side, of the device; 0 for none.
+        near_bytes: Shared memory (local data share, second-level cache of a core) of a compute unit.
+        register_bytes: Vector registers of a compute unit; 0 where a program cannot use them as memory.
+        clock_hz: Highest clock of the compute units.
+        links: How devices of one host are linked: each with each, through a switch, or through memory.
+        link_rate: Of one device to one other, one direction, bytes per second; 0 for memory.
+        device_rate: Of one device to all others together, one direction, bytes per second; 0 for memory.
+        most_devices: Devices of one host.
+    """
+
+    name: str
+    architecture: Literal["gfx942", "gfx950", "sm_90a", "host"]
+    dies: Figure
+    units_per_die: Figure
+    io_dies: Figure
+    stacks: Figure
+    granule_bytes: Figure
+    memory_bytes: Figure
+    memory_rate: Figure
+    l2_bytes: Figure
+    last_level_bytes: Figure
+    near_bytes: Figure
+    register_bytes: Figure
+    clock_hz: Figure
+    links: Literal["mesh", "switch", "memory"]
+    link_rate: Figure
+    device_rate: Figure
+    most_devices: Figure
+
+    @property
+    def units(self) -> int:
+        """Compute units of the device, each of which holds one block."""
+        return self.dies.whole * self.units_per_die.whole
+
+    def io_die_of(self, die: int) -> int:
+        """The I/O die that a die lies on: neighbours in number share one.
+
+        Raises:
+            ValueError: There is no such die.
+        """
+        if not 0 <= die < self.dies.whole:
+            raise ValueError(f"{self.name} has dies 0 to {self.dies.whole - 1}, not {die}")
+        return die * self.io_dies.whole // self.dies.whole
+
+    def link_graph(self, devices: int) -> tuple[tuple[int, int, float], ...]:
+        """Links of a host with that many devices.
+
+        Args:
+            devices: How many.
+
+        Returns:
+            (device, device, bytes per second in each direction); a switch is device -1.
+
+        Raises:
+            ValueError: A host does not have so many.
+        """
+        if not 1 <= devices <= self.most_devices.whole:
+            raise ValueError(f"a host has 1 to {self.most_devices.whole} devices {self.name}, not {devices}")
+        if devices == 1 or self.links == "memory":
+            return ()
+        if self.links == "switch":
+            return tuple((device, -1, self.device_rate.value) for device in range(devices))
+        return tuple((a, b, self.link_rate.value) for a in range(devices) for b in range(a + 1, devices))
+
+
+def _mi300(name: str, memory: Figure, rate: Figure, platform: str) -> Topology:
+    return Topology(
+        name=name,
+        architecture="gfx942",
+        dies=Figure(8, "cdna3"),
+        units_per_die=Figure(38, "cdna3"),
+        io_dies=Figure(4, "cdna3"),
+        stacks=Figure(8, "cdna3"),
+        # Which pages belong to which stack is a fixed map that no document gives in full; 4 KiB is what others found.
+        granule_bytes=Figure(4096, "reported"),
+        memory_bytes=memory,
+        memory_rate=rate,
+        l2_bytes=Figure(4 << 20, "cdna3"),
+        last_level_bytes=Figure(256 << 20, "cdna3"),
+        near_bytes=Figure(64 << 10, "cdna3-isa"),
+        register_bytes=Figure(512 << 10, "cdna3-isa"),  # 4 SIMDs of 512 registers of 64 lanes of 4 bytes
+        clock_hz=Figure(2.1e9, platform),
+        links="mesh",
+        link_rate=Figure(64e9, platform),  # 128 GB/s both ways
+        device_rate=Figure(448e9, platform),  # seven links
+        most_devices=Figure(8, platform),
+    )
+
+
+MI300X = _mi300("mi300x", Figure(192e9, "mi300x"), Figure(5.3e12, "mi300x"), "mi300x")
+MI325X = _mi300("mi325x", Figure(256e9, "mi325x"), Figure(6.0e12, "mi325x"), "mi325x")
+
+MI355X = Topology(
+    name="mi355x",
+    architecture="gfx950",
+    dies=Figure(8, "cdna4"),
+    units_per_die=Figure(32, "cdna4"),
+    io_dies=Figure(2, "cdna4"),
+    stacks=Figure(8, "cdna4"),
+    granule_bytes=Figure(4096, "reported"),
+    memory_bytes=Figure(288e9, "mi355x"),
+    memory_rate=Figure(8e12, "mi355x"),
+    l2_bytes=Figure(4 << 20, "cdna4"),
+    last_level_bytes=Figure(256 << 20, "cdna4"),
+    near_bytes=Figure(160 << 10, "cdna4"),
+    register_bytes=Figure(512 << 10, "cdna4"),
+    clock_hz=Figure(2.4e9, "mi355x"),
+    links="mesh",
+    link_rate=Figure(76.8e9, "mi355x"),  # 153.6 GB/s both ways
+    device_rate=Figure(537.6e9, "mi355x"),  # seven links
+    most_devices=Figure(8, "mi355x"),
+)
+
+
+def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure) -> Topology:
+    return Topology(
+        name=name,
+        architecture="sm_90a",
+        dies=Figure(1, "hopper"),
+        units_per_die=Figure(132, "hopper"),
+        io_dies=Figure(1, "hopper"),
+        stacks=stacks,
+        granule_bytes=Figure(0, "hopper"),  # addresses are hashed over all stacks
+        memory_bytes=memory,
+        memory_rate=rate,
+        l2_bytes=Figure(50 << 20, "hopper"),
+        last_level_bytes=Figure(0, "hopper"),
+        near_bytes=Figure(227 << 10, "hopper-tuning"),  # what one block can have of 228
+        register_bytes=Figure(256 << 10, "hopper-tuning"),
+        clock_hz=Figure(1.98e9, "driver"),
+        links="switch",
+        link_rate=Figure(450e9, "hopper"),  # 18 links of 25 GB/s, all of them to any one other device
+        device_rate=Figure(450e9, "hopper"),
+        most_devices=Figure(8, "hopper"),
+    )
+
+
+H100 = _hopper("h100", Figure(5, "hopper"), Figure(80e9, "hopper"), Figure(3.35e12, "hopper"))
+H200 = _hopper("h200", Figure(6, "h200"), Figure(141e9, "h200"), Figure(4.8e12, "h200"))
+
+HOST = Topology(
+    name="host",
+    architecture="host",
+    dies=Figure(1, "local"),
+    units_per_die=Figure(2, "local"),
+    io_dies=Figure(1, "local"),
+    stacks=Figure(12, "epyc"),
+    granule_bytes=Figure(0, "local"),
+    memory_bytes=Figure(24e9, "local"),
+    memory_rate=Figure(33e9, "local"),  # as two of its cores read; the processor's own peak is far above
+    l2_bytes=Figure(1 << 20, "epyc"),  # of a core
+    last_level_bytes=Figure(32 << 20, "epyc"),  # of eight cores
+    near_bytes=Figure(1 << 20, "epyc"),
+    register_bytes=Figure(0, "epyc"),
+    clock_hz=Figure(3.7e9, "epyc"),
+    links="memory",
+    link_rate=Figure(0, "local"),
+    device_rate=Figure(0, "local"),
+    most_devices=Figure(16, "local"),
+)
+
+TOPOLOGIES = {topology.name: topology for topology in (MI300X, MI325X, MI355X, H100, H200, HOST)}
+"""All of them, by name."""
