@@ -141,7 +141,7 @@ class Reply(ABC):
                         entries += event.entries
                     goes_on = place + 1 < len(batch) and batch[place + 1][0] == index
                     if (text or entries) and not (goes_on and isinstance(event, Delta)):
-                        out.append(self._chunk(self.delta_choice(index, text, entries)))
+                        out.append(self._chunk(self.delta_choice(index, text, entries), len(entries)))
                         text, entries = "", []
                     if isinstance(event, Generated):
                         spent.append(event.timings)
@@ -154,8 +154,8 @@ class Reply(ABC):
             yield server_event({**self._head, "object": self.chunk_kind, "choices": [], **about})
         yield DONE
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
-        record = {**self._head, "object": self.chunk_kind, "choices": [choice]}
+    def _chunk(self, choice: dict[str, Any], tokens: int = 0) -> bytes:
+        record = {**self._head, "object": self.chunk_kind, "choices": [choice], "tokens": tokens}
         if self._usage_wanted:
             record["usage"] = None
         return server_event(record)
