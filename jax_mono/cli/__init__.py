@@ -15,7 +15,7 @@ from jax_mono import __version__
 from jax_mono.cli.options import Formatter, add_message_options
 from jax_mono.extras import MissingExtraError
 
-COMMANDS = ("generate", "serve", "logits", "parity", "eval", "bench", "plan", "trace", "convert", "doctor")
+COMMANDS = ("generate", "chat", "serve", "logits", "parity", "bench", "plan", "trace", "convert", "doctor")
 
 BAD_INPUT = 2
 """Exit code: what was asked for makes no sense; nothing was run."""
@@ -47,6 +47,7 @@ Start with
   jax-mono doctor                          what this machine can run, and why not
   jax-mono generate --prompt "Hello"       text from SmolLM2-135M-Instruct
   jax-mono generate -c DIR --prompt "..."  text from a Hugging Face, GGUF or Orbax checkpoint
+  jax-mono chat                            a conversation in the terminal
   jax-mono serve                           a page to try it on, and an OpenAI-compatible API
 
 Every command explains itself: jax-mono COMMAND --help
