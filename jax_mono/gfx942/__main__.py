@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m jax_mono.gfx942", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", required=True, help="a preset, or a checkpoint whose configuration is read"
-    )
+    parser.add_argument("--model", required=True, help="a preset, or a checkpoint whose configuration is read")
     parser.add_argument("--devices", metavar="N", type=options.count, default=8, help="GPUs that share the model (8)")
     parser.add_argument(
         "--blocks",
