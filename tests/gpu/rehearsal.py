@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+import jax
+
 from jax_mono.cut import target_of
 from jax_mono.packing import home
 from jax_mono.plan import GPU, Target
@@ -19,6 +21,12 @@ elif os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
 
 MOST_BLOCKS = 8 if KIND == "fibers" else 16
 """Of the plans that are rehearsed."""
+
+
+KernelError: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError,)
+"""What a call that fails raises."""
+if KIND == "fibers":
+    KernelError += (ValueError,)  # JAX's callbacks, which take the place of the call, now and then
 
 
 def amount(usual: int, on_fibers: int) -> int:

@@ -39,7 +39,7 @@ def test_a_thousand_short_generations() -> None:
     requests = list(itertools.product(decoders, [1, 2, 7, 15, 32]))
     first: dict[int, tuple[list[int], list[float]]] = {}
     memory = None
-    for call in range(rehearsal.amount(1000, 20)):
+    for call in range(rehearsal.amount(1000, 12)):
         place = call % len(requests)
         decoder, length = requests[place]
         output = decoder.generate(some_tokens(length, seed=length), max_new_tokens=8, sampling=SAMPLING, seed=length)

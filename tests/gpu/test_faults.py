@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu import rehearsal
+from gpu.rehearsal import KernelError
 from gpu.specs import WIDE, Spec, decoder_of, laneformer, make
 from kernel.common import call_kernel, make_decoder, make_request, params_of, some_tokens
 from kernel.test_faults import LOST, _call_on_some
@@ -28,7 +29,6 @@ from jax_mono.packing import home
 from jax_mono.sampling import Sampling
 
 TEXT = some_tokens(4)
-KernelError = jax.errors.JaxRuntimeError
 LIMIT_MS = rehearsal.amount(300, 2000)
 """Of a wait whose word never comes."""
 SLACK = rehearsal.amount(2, 30)
