@@ -103,7 +103,7 @@ class GoneError(Exception):
 
 def _as_api_error(error: Exception) -> Exception:
     if isinstance(error, DeadlineError):
-        return APIError(504, "the deadline came before the first token; allow more time", code="deadline")
+        return APIError(408, "the deadline came before the first token; allow more time", code="deadline")
     if isinstance(error, ShutdownError):
         return APIError(503, "the server is shutting down", code="shutdown", headers={"Retry-After": "10"})
     if isinstance(error, GoneError):

@@ -70,15 +70,15 @@ def _content(schema: dict[str, Any], media: str = "application/json") -> dict[st
 
 def _get(about: str, response: dict[str, Any], **more: Any) -> dict[str, Any]:
     refused = {"description": "Refused", **_content({"$ref": "#/components/schemas/Error"})}
-    responses = {"200": {"description": about, **response}, "401": refused, "421": refused}
+    responses = {"200": {"description": about, **response}, "401": refused, "404": refused, "421": refused}
     return {"get": {"summary": about, "responses": responses, **more}}
 
 
 def _post(about: str, request: str, answer: dict[str, Any]) -> dict[str, Any]:
     refused = {"description": "Refused", **_content({"$ref": "#/components/schemas/Error"})}
-    media = {"application/json": {"schema": answer}, "text/event-stream": {"schema": {"type": "string"}}}
+    media = {"application/json": {"schema": answer}, "text/event-stream": {}}
     responses = {"200": {"description": "The answer, or events if stream is true", "content": media}}
-    statuses = ("400", "401", "404", "408", "413", "415", "421", "429", "500", "503", "504")
+    statuses = ("400", "401", "404", "408", "413", "415", "421", "429", "500", "503")
     responses |= dict.fromkeys(statuses, refused)
     body = {"required": True, **_content({"$ref": f"#/components/schemas/{request}"})}
     return {"post": {"summary": about, "requestBody": body, "responses": responses}}

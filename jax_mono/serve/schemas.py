@@ -58,9 +58,15 @@ def _contents(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """To JSON, 5.0 is a whole number too."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Zero = Annotated[float | None, _only(0.0), WithJsonSchema({"enum": [0, None]})]
 Nothing = Annotated[Any, _only(None, [], {}), WithJsonSchema({"enum": [None, [], {}]})]
-Token = Annotated[int, Field(ge=0, lt=2**31)]
+Token = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**31)]
 
 
 class StreamOptions(_Model):
@@ -76,11 +82,11 @@ class _Common(_Model):
     model: str | None = Field(None, description="One of /v1/models; the one there is if absent.")
     temperature: float | None = Field(1.0, ge=0.0, le=100.0, description="0 takes the most likely token.")
     top_p: float | None = Field(1.0, gt=0.0, le=1.0)
-    top_k: int | None = Field(0, ge=0, lt=2**31, description="Keeps the most likely tokens; 0 keeps all.")
+    top_k: Whole | None = Field(0, ge=0, lt=2**31, description="Keeps the most likely tokens; 0 keeps all.")
     min_p: float | None = Field(0.0, ge=0.0, le=1.0)
     repetition_penalty: float | None = Field(1.0, gt=0.0, le=100.0)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(1, ge=1, le=MOST_CHOICES)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    n: Whole | None = Field(1, ge=1, le=MOST_CHOICES)
     stop: Annotated[
         str | list[str] | None,
         BeforeValidator(_stop_strings),
@@ -135,10 +141,10 @@ class CompletionRequest(_Common):
             }
         ),
     ]
-    max_tokens: int | None = Field(16, ge=0, lt=2**31, description="0 only with echo.")
+    max_tokens: Whole | None = Field(16, ge=0, lt=2**31, description="0 only with echo.")
     echo: bool | None = False
-    logprobs: int | None = Field(None, ge=0, le=5)
-    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    logprobs: Whole | None = Field(None, ge=0, le=5)
+    best_of: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
     suffix: Annotated[str | None, _only(""), WithJsonSchema({"enum": ["", None]})] = None
 
 
@@ -173,10 +179,10 @@ class ChatRequest(_Common):
     """The body of ``/v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
-    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="As many as fit if absent.")
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The newer name of max_tokens.")
+    max_tokens: Whole | None = Field(None, ge=1, lt=2**31, description="As many as fit if absent.")
+    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31, description="The newer name of max_tokens.")
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: Nothing = None
     tool_choice: Annotated[str | None, _only("none"), WithJsonSchema({"enum": ["none", None]})] = None

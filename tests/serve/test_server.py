@@ -102,7 +102,7 @@ def test_deadlines(slow: Served) -> None:
         wait_until(lambda: len(slow.engine.queue) == 1)
         time.sleep(0.1)
     thread.join(10)
-    assert late[0].status_code == 504 and late[0].json()["error"]["code"] == "deadline"
+    assert late[0].status_code == 408 and late[0].json()["error"]["code"] == "deadline"
 
 
 def test_the_servers_own_deadline_is_the_longest() -> None:
