@@ -22,19 +22,20 @@ struct Architecture {
   const char* name;
   i32 warp;                // threads
   i32 pump_threads;        // beside those that run the stages
-  i32 slots;               // of the ring in shared memory; 0 if weights stream through registers
+  i32 fewest_slots;        // of the ring in shared memory; 0 if weights stream through registers
   i32 most_chunks;         // of a piece, if that leaves few enough pieces
   i32 copies_in_flight;    // of the ring; more of them slow each other down
   i32 static_bytes;        // of shared memory that the kernel declares itself, at most
 };
 constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 32, 128, 16, 24, 4, 1024},  // 12 KiB a copy
+    {"sm_90a", 32, 128, 16, 12, 8, 1024},  // 6 KiB a copy
     {"gfx942", 64, 0, 0, 12, 0, 2048},     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns
     {"fibers", 32, 0, 0, 24, 0, 0},         // no GPU: ffi/test/fibers runs the same stage code on a CPU
 };
 
 constexpr i64 kChunkBytes = kChunkWords * 2;
 constexpr i64 kBarrierBytes = 16;  // of a slot
+constexpr i64 kRingAlignment = 128;
 
 struct Sizes {
   i64 near_bytes = 0, far_bytes = 0;
@@ -120,17 +121,19 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
   const Sizes sizes = arch->warp == 32 ? sizes_of<32>(plan) : sizes_of<64>(plan);
+  const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes;
   i32 slot_chunks = arch->most_chunks;
-  i64 ring = 0;
-  if (arch->slots) {
-    const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes - 128;
-    slot_chunks = i32(std::min<i64>(arch->most_chunks, (room / arch->slots - kBarrierBytes) / kChunkBytes));
-    if (slot_chunks < 1)
-      refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves nothing of " +
+  i64 slots = 0, ring = 0;
+  if (arch->fewest_slots) {
+    auto slot_bytes = [&] { return slot_chunks * kChunkBytes + kBarrierBytes; };
+    while (slot_chunks > 1 && (room - kRingAlignment) / slot_bytes() < arch->fewest_slots) --slot_chunks;
+    slots = (room - kRingAlignment) / slot_bytes();
+    ring = (slots * slot_bytes() + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
+    if (slots < arch->fewest_slots)
+      refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves too little of " +
              std::to_string(shared_limit) + " to stream weights through; spread it over more devices");
-    ring = (arch->slots * (slot_chunks * kChunkBytes + kBarrierBytes) + 127) / 128 * 128;
   } else {
-    if (sizes.near_bytes + arch->static_bytes > shared_limit)
+    if (room < 0)
       refuse("the model needs " + std::to_string(sizes.near_bytes + arch->static_bytes) + " bytes of shared memory per block, of " +
              std::to_string(shared_limit) + "; spread it over more devices");
     while (slot_chunks < 2 * arch->most_chunks && most_pieces(plan, slot_chunks) > kMaxPieces) ++slot_chunks;
@@ -142,7 +145,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
       << shape_struct(h)
       << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
-      << "constexpr u32 kSlots = " << arch->slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
+      << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
       << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"
       << "constexpr i64 kFarBytes = " << sizes.far_bytes << ";\n"
       << "constexpr bool kTraceCalls = " << (trace_wish().path.empty() ? "false" : "true") << ";\n"

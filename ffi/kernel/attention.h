@@ -27,22 +27,24 @@ struct Visible {
     splits = last_chunk - first_chunk + 1;
     if (splits > h.kv_splits) splits = h.kv_splits;
   }
+  // Whether a split is the one that holds the position itself.
+  MONO_DEVICE bool owned_by(Shape h, i32 split) const { return last_chunk % h.kv_splits == split; }
   // First visible chunk of a split; beyond last_chunk if it has none.
   MONO_DEVICE i32 first_of(Shape h, i32 split) const {
     return first_chunk + (split - first_chunk % h.kv_splits + h.kv_splits) % h.kv_splits;
   }
 };
 
-// Rotates heads in place (Su et al., RoFormer, 2021). table: [head_dim / 2, 2] cosines and sines.
+// Rotates heads in place (Su et al., RoFormer, 2021).
 template <class T>
-MONO_DEVICE void rotate(const BlockState<T>& s, float* heads, i32 count, const float* table) {
+MONO_DEVICE void rotate(const BlockState<T>& s, float* heads, i32 count) {
   const i32 size = s.header.head_dim, half = size / 2;
   arch::for_each(count * half, [&](i32 k) {
     const i32 head = k / half, i = k - head * half;
     float* x = heads + head * size;
     float& a = s.header.rope_interleaved ? x[2 * i] : x[i];
     float& b = s.header.rope_interleaved ? x[2 * i + 1] : x[half + i];
-    const float cosine = table[2 * i], sine = table[2 * i + 1], a0 = a, b0 = b;
+    const float cosine = s.scratch.rope[2 * i], sine = s.scratch.rope[2 * i + 1], a0 = a, b0 = b;
     a = arch::rounded<T>(a0 * cosine - b0 * sine);
     b = arch::rounded<T>(b0 * cosine + a0 * sine);
   });
@@ -87,7 +89,7 @@ struct RowWords {
 // Receives the queries of one KV head and, for the split that owns the position, its key and value: into scratch.query,
 // normalised (where the model does), rotated and rounded to the weight type.
 template <class T>
-MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head, bool owner) {
+MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 head, bool owner) {
   Shape h = s.header;
   const i32 size = h.head_dim, group = h.queries_per_kv;
   const i32 lane = head / s.heads_per_lane(), in_lane = head - lane * s.heads_per_lane();
@@ -121,29 +123,33 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 position, i32 head,
     norm_heads(s, out, group, s.device.constants.q_norm, layer);
     if (owner) norm_heads(s, out + group * size, 1, s.device.constants.k_norm, layer);
   }
-  rotate(s, out, owner ? group + 1 : group, s.call.rope + i64(position) * size);
+  rotate(s, out, owner ? group + 1 : group);
   arch::sync();
+}
+
+// Writes the received key and value into the cache. Only later tokens read them there.
+template <class T>
+MONO_DEVICE void store_heads(const BlockState<T>& s, T* keys, T* values, i32 position) {
+  const i32 size = s.header.head_dim;
+  const float *key = s.scratch.query + s.header.queries_per_kv * size, *value = key + size;
+  arch::for_each(size, [&](i32 i) {
+    arch::from_float(key[i], keys[i64(position) * size + i]);
+    arch::from_float(value[i], values[i64(position) * size + i]);
+  });
 }
 
 template <class T>
 MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visible, i32 head, i32 split) {
   Shape h = s.header;
   const i32 size = h.head_dim, group = h.queries_per_kv;
-  const bool owner = visible.last_chunk % h.kv_splits == split;
+  const bool owner = visible.owned_by(h, split);
   const i64 cache = (i64(layer) * h.max_kv_heads + head) * s.call.kv_capacity * size;
   T* keys = static_cast<T*>(s.call.k_cache) + cache;
   T* values = static_cast<T*>(s.call.v_cache) + cache;
-  read_heads(s, layer, visible.position, head, owner);
+  auto first = first_round(keys, values, visible, split, h);  // before the queries come
+  read_heads(s, layer, head, owner);
   s.note(kHeadsReceived, layer);
-  if (owner) {
-    const float* key = s.scratch.query + group * size;
-    arch::for_each(size, [&](i32 i) {
-      arch::from_float(key[i], keys[i64(visible.position) * size + i]);
-      arch::from_float(key[size + i], values[i64(visible.position) * size + i]);
-    });
-    arch::sync();
-  }
-  attend(s, keys, values, visible, split);
+  attend(s, keys, values, visible, split, first);
   const i32 words = part_words(h);
   arch::Word* to = s.own_words(s.device.channels.attention, layer) + (i64(head) * h.kv_splits + split) * group * words;
   const u32 tag = s.link.out_tag(kAttentionParts, layer);
@@ -159,7 +165,7 @@ MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visi
 
 template <class T>
 MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
-  const Visible visible(s.header, s.call.plan.layers[layer].window, position);
+  const Visible visible(s.header, arch::agreed(s.scratch.layers[layer].window), position);
   const Span& run = s.share.attention;
   MONO_ROLLED
   for (i32 item = run.first; item < run.first + run.count; ++item) {
@@ -173,7 +179,7 @@ MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
 template <class T>
 MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   Shape h = s.header;
-  const Visible visible(h, s.call.plan.layers[layer].window, position);
+  const Visible visible(h, arch::agreed(s.scratch.layers[layer].window), position);
   const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
   const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);
   const arch::Word* from = s.own_words(s.device.channels.attention, layer);
@@ -212,12 +218,21 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     const i32 query = i / outputs, w = i - query * outputs, lane = query / per_lane;
     float joined[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) joined[k] = 0.0f;
+    constexpr i32 kBatch = arch::kWordsInFlight;
     MONO_ROLLED
-    for (i32 k = 0; k < splits; ++k) {
-      const arch::Word* at = part(query, k) + kPartHead + w;
-      float values[kFloatsPerWord];
-      arch::unpack(s.link.wait(at, kAttentionParts, layer), values);
-      for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * splits + k) * 2] * values[j];
+    for (i32 begin = 0; begin < splits; begin += kBatch) {
+      arch::Word parts[kBatch];
+      MONO_UNROLLED
+      for (i32 b = 0; b < kBatch; ++b)
+        if (begin + b < splits) parts[b] = arch::load_word(part(query, begin + b) + kPartHead + w);
+      MONO_UNROLLED
+      for (i32 b = 0; b < kBatch; ++b) {
+        const i32 k = begin + b;
+        if (k >= splits) continue;
+        float values[kFloatsPerWord];
+        arch::unpack(s.link.confirm(parts[b], part(query, k) + kPartHead + w, kAttentionParts, layer), values);
+        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * splits + k) * 2] * values[j];
+      }
     }
     T* out = s.scratch.activations + i64(lane) * width + i64(query - lane * per_lane) * size;
     for (i32 j = 0; j < kFloatsPerWord && w * kFloatsPerWord + j < size; ++j)

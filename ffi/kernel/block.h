@@ -46,6 +46,13 @@ struct BlockState {
                              ? Link::hand_off(Channel(control.lost_channel), control.lost_layer)
                              : -1;
     }
+    arch::for_each(header.num_devices, [&](i32 i) { scratch.channels[i] = c.plan.devices[i].channels; });
+    arch::for_each(header.num_layers, [&](i32 i) { scratch.layers[i] = c.plan.layers[i]; });
+    arch::for_each(header.num_blocks, [&](i32 i) {
+      const Span& tiles = c.plan.block(c.device, i).shares[kUp];
+      scratch.up_tiles[i] = tiles.first;
+      if (i + 1 == header.num_blocks) scratch.up_tiles[i + 1] = tiles.first + tiles.count;
+    });
     arch::sync();
     prepare(scratch.work, device);
     arch::sync();
@@ -68,7 +75,7 @@ struct BlockState {
     return exchange(device_index) + channel + device.channels.layer_stride * layer;
   }
   MONO_DEVICE arch::Word* peer_words(i32 peer, i64 channel, i32 layer) const {
-    return exchange(peer) + channel + call.plan.devices[peer].channels.layer_stride * layer;
+    return exchange(peer) + channel + scratch.channels[peer].layer_stride * layer;
   }
   // First word of a once-per-token channel.
   MONO_DEVICE arch::Word* exchange(i32 on_device) const { return static_cast<arch::Word*>(call.exchange[on_device]); }

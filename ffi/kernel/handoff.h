@@ -48,13 +48,15 @@ MONO_COLD arch::Word wait_long(Control* control, volatile i32* failed, u64* plac
                                arch::Pump* pump) {
   if (*failed) return {};
   const u32 tag = Place(key).epoch();
-  const i64 start = arch::nanoseconds();
+  i64 start = 0;  // of waits that are not short
   MONO_ROLLED
   for (;;) {
     const arch::Word word = arch::poll(at, tag, pump);
     if (arch::tag_of(word) == tag) return word;
     if (arch::load_acquire(&control->aborted)) break;
-    if (arch::nanoseconds() - start > control->wait_limit) break;
+    const i64 now = arch::nanoseconds();
+    if (start == 0) start = now;
+    if (now - start > control->wait_limit) break;
     arch::yield();
   }
   if (!*failed) arch::store_place(place, key);

@@ -29,7 +29,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   u32 tag = s.link.out_tag(kFinalInbox, 0);
   for (i32 peer = 0; peer < h.num_devices; ++peer) {
     if (peer == s.device_index) continue;
-    arch::Word* to = s.exchange(peer) + s.call.plan.devices[peer].channels.final_inbox;
+    arch::Word* to = s.exchange(peer) + s.scratch.channels[peer].final_inbox;
     publish_run(to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
   }
   const arch::Word* from = s.exchange(s.device_index) + channels.final_inbox + run;

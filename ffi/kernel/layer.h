@@ -80,7 +80,7 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     if (peer == s.device_index) continue;
-    arch::Word* to = s.peer_words(peer, s.call.plan.devices[peer].channels.inbox[module], layer) + run;
+    arch::Word* to = s.peer_words(peer, s.scratch.channels[peer].inbox[module], layer) + run;
     publish_run(to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
   }
 }
@@ -118,12 +118,12 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
 // ModelConfig.mixing.
 template <class T>
 MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
-  const Layer& rule = s.call.plan.layers[layer];
-  const i32 source = rule.source[module];
+  const Layer& rule = s.scratch.layers[layer];  // field by field: a copy with a variable index would lie in memory
+  const i32 source = arch::agreed(rule.source[module]), pushed = arch::agreed(rule.pushed[module]);
   const bool immediate = source == layer, delayed = source >= 0 && !immediate;
-  const float own_scale = rule.own_scale[module];
+  const float own_scale = arch::agreed(rule.own_scale[module]);
   // What others need at once goes out first; what they need layers later goes out last.
-  if (rule.pushed[module] && immediate) push_sums(s, layer, module);
+  if (pushed && immediate) push_sums(s, layer, module);
   if (source >= 0) total_sums(s, source, module);
   const u32 tag = s.link.out_tag(residual_channel(module), layer);
   const i32 run = s.header.hidden_run;
@@ -150,7 +150,7 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
     arch::store_word(to + i64(lane) * hidden_words(s.header) + w, arch::pack(tag, payload));
     s.link.pump.step();
   });
-  if (rule.pushed[module] && !immediate) push_sums(s, layer, module);
+  if (pushed && !immediate) push_sums(s, layer, module);
   s.note(module == kAttention ? kAttentionMixed : kMlpMixed, layer);
 }
 
@@ -189,14 +189,14 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
   s.link.read(
       s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },
       [&](i32 i, const arch::Word& word) {
-        const i32 block = i / run;
-        const Span& tiles = s.call.plan.block(s.device_index, block).shares[kUp];
+        const i32 block = i / run, first_tile = s.scratch.up_tiles[block], end_tile = s.scratch.up_tiles[block + 1];
         const i32 first = (i - block * run) * kWeightsPerWord<T>;
         T values[kWeightsPerWord<T>];
         arch::unpack(word, values);
         for (i32 k = 0; k < kWeightsPerWord<T>; ++k) {
-          if (first + k >= tiles.count * half) break;
-          const i32 slot = tiles.first * half + first + k, lane = slot / per_lane, neuron = slot - lane * per_lane;
+          const i32 slot = first_tile * half + first + k;
+          if (slot >= end_tile * half) break;
+          const i32 lane = slot / per_lane, neuron = slot - lane * per_lane;
           if (neuron < neurons) s.scratch.activations[i64(lane) * width + neuron] = values[k];
         }
       });

@@ -20,6 +20,8 @@ MONO_DEVICE void embed(BlockState<T>& s, i32 token) {
 template <class T>
 MONO_DEVICE void forward(BlockState<T>& s, i32 token, i32 position) {
   embed(s, token);
+  const float* rope = s.call.rope + i64(position) * s.header.head_dim;
+  arch::for_each(s.header.head_dim, [&](i32 i) { s.scratch.rope[i] = rope[i]; });  // read after many barriers
   MONO_ROLLED
   for (i32 layer = 0; layer < s.header.num_layers; ++layer) {
     MONO_ROLLED

@@ -153,7 +153,7 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
       for (i32 v = 0; v < kSummaryValues; ++v)  // no variable index: the values stay in registers
         if (v == w * kFloatsPerWord + k) payload[k] = values[v];
     }
-    arch::store_word(s.turn_words(peer, s.call.plan.devices[peer].channels.summary, length) + own + w, arch::pack(tag, payload));
+    arch::store_word(s.turn_words(peer, s.scratch.channels[peer].summary, length) + own + w, arch::pack(tag, payload));
   });
   if (!sampling || !needs_all_logits(s)) return;
   const u32 logits_tag = s.link.out_tag(kLogits, 0);
@@ -161,7 +161,7 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   const i64 all = i64(s.header.num_devices) * s.header.num_blocks * run;
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-    arch::Word* to = s.turn_words(peer, s.call.plan.devices[peer].channels.logits, all);
+    arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].logits, all);
     publish_run(to + (i64(s.device_index) * s.header.num_blocks + s.block_index) * run, run, logits_tag, rows,
                 [&](i32 i) { return s.scratch.rows[i]; });
   }

@@ -48,6 +48,10 @@ struct Scratch {
   // Near.
   Device* device;  // copies of the records that every stage looks at
   Block* share;
+  Channels* channels;  // of all devices
+  Layer* layers;
+  i32* up_tiles;    // [blocks + 1] where each block's tiles of the up stage start
+  float* rope;      // [head_dim / 2, 2] cosines and sines of the position at hand
   i32* flags;       // [2] see Link
   T* activations;   // [lanes, width] input of the product at hand, zero-padded to whole chunks
   float* rows;      // [tiles, tile rows] results of a column parallel product; those of the head stay until sampling
@@ -74,6 +78,10 @@ struct Scratch {
     Carver carve_near(near), carve_far(far);
     carve_near(device, 1);
     carve_near(share, 1);
+    carve_near(channels, h.num_devices);
+    carve_near(layers, h.num_layers);
+    carve_near(up_tiles, h.num_blocks + 1);
+    carve_near(rope, h.head_dim);
     carve_near(flags, 2);
     carve_near(activations, larger(inputs, Workspace::kernel_bytes(h) / i64(sizeof(T))));
     const i64 heads = (group + 2) * h.head_dim;

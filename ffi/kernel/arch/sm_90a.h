@@ -181,8 +181,8 @@ MONO_DEVICE bool try_wait(u64* barrier, u32 parity) {
   return done;
 }
 
-// A stage warp's end of the ring. Slot and warp of the n-th piece are n mod kSlots and n mod kWarps; kSlots is a multiple of
-// kWarps, so a warp meets its slots in order and the parity of a slot's barrier is never two passes ahead of it.
+// A stage warp's end of the ring. Slot and warp of the n-th piece are n mod kSlots and n mod kWarps. A slot is filled again only
+// when the warp of its last piece is done with it, so the parity of its barrier is never two passes ahead of a warp that waits.
 class Pump {
  public:
   // Nothing to do between two words: the pump warps work.

@@ -108,10 +108,18 @@ void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* i
   }
 }
 
+// Nothing is read ahead: caches and their prefetchers are fast enough.
+struct NoRound {};
+template <class T>
+NoRound first_round(const T*, const T*, const Visible&, i32, Shape) {
+  return {};
+}
+
 // Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts.
 template <class T>
-void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
+void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, NoRound) {
   Shape h = s.header;
+  if (visible.owned_by(h, split)) store_heads(s, keys, values, visible.position);
   const i32 size = h.head_dim, chunk = h.kv_chunk;
   const float scale = 1.0f / arch::sqrt(float(size));
   constexpr i32 kMaxChunk = 64;

@@ -45,47 +45,85 @@ MONO_DEVICE void join(Part& part, int mask) {
 // The k-th element of this lane is element head_index(k) of the head, if that is below head_dim.
 MONO_DEVICE i32 head_index(i32 k) { return (arch::lane() % kTeam + k / kUnit * kTeam) * kUnit + k % kUnit; }
 
+// A lane's part of the key and the value of one position.
 template <class T>
-MONO_DEVICE void load_units(const T* head, float (&out)[kOwn]) {
-  MONO_UNROLLED
-  for (i32 u = 0; u < kUnitsPerLane; ++u) {
-    Unit<T> unit{};
-    if (head_index(u * kUnit) < Shape::head_dim) unit = *reinterpret_cast<const Unit<T>*>(head + head_index(u * kUnit));
-    for (i32 i = 0; i < kUnit; ++i) out[u * kUnit + i] = arch::to_float(unit.values[i]);
+struct Round {
+  Unit<T> key[kUnitsPerLane], value[kUnitsPerLane];
+};
+
+// Which positions a split's teams take.
+struct Positions {
+  Visible visible;
+  i32 first, count;  // chunk; positions, visible or not
+
+  MONO_DEVICE Positions(const Visible& v, Shape h, i32 split) : visible(v), first(v.first_of(h, split)) {
+    count = ((visible.last_chunk - first) / h.kv_splits + 1) * h.kv_chunk;
   }
+  // The position of this thread's team in the round from `begin` on, or -1 where there is none.
+  MONO_DEVICE i32 of_team(i32 begin) const {
+    const i32 i = begin + arch::thread() / kTeam;
+    const i32 p = (first + i / Shape::kv_chunk * Shape::kv_splits) * Shape::kv_chunk + i % Shape::kv_chunk;
+    return i < count && p >= visible.first && p <= visible.position ? p : -1;
+  }
+  // Asks for what the cache has of it: the token's own position is not there yet.
+  template <class T>
+  MONO_DEVICE Round<T> load(const T* keys, const T* values, i32 begin) const {
+    Round<T> round{};
+    const i32 p = of_team(begin);
+    if (p < 0 || p == visible.position) return round;
+    MONO_UNROLLED
+    for (i32 u = 0; u < kUnitsPerLane; ++u) {
+      const i64 at = i64(p) * Shape::head_dim + head_index(u * kUnit);
+      if (head_index(u * kUnit) >= Shape::head_dim) continue;
+      round.key[u] = *reinterpret_cast<const Unit<T>*>(keys + at);
+      round.value[u] = *reinterpret_cast<const Unit<T>*>(values + at);
+    }
+    return round;
+  }
+};
+
+template <class T>
+MONO_DEVICE Round<T> first_round(const T* keys, const T* values, const Visible& visible, i32 split, Shape h) {
+  return Positions(visible, h, split).load(keys, values, 0);
 }
 
 // Leaves every warp's part of every query in near memory: [warps, queries, head_dim + 2].
 template <class T>
-MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const Visible& visible, i32 split) {
-  constexpr i32 kQueries = Shape::queries_per_kv, kSize = Shape::head_dim, kChunk = Shape::kv_chunk;
+MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Round<T> round) {
+  constexpr i32 kQueries = Shape::queries_per_kv, kSize = Shape::head_dim;
   const float scale = 1.0f / arch::sqrt(float(kSize));
   float query[kQueries][kOwn];
   Part parts[kQueries];
   MONO_UNROLLED
   for (i32 g = 0; g < kQueries; ++g)
-  MONO_UNROLLED
+    MONO_UNROLLED
     for (i32 k = 0; k < kOwn; ++k) query[g][k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
 
-  const i32 first = visible.first_of(s.header, split);
-  const i32 count = ((visible.last_chunk - first) / s.header.kv_splits + 1) * kChunk;
-  // The i-th position of this split, or -1 where it is not visible.
-  auto position = [&](i32 i) {
-    const i32 p = (first + i / kChunk * s.header.kv_splits) * kChunk + i % kChunk;
-    return i < count && p >= visible.first && p <= visible.position ? p : -1;
-  };
+  const Positions positions(visible, s.header, split);
   // All threads go round equally often, because a team's lanes meet in shuffles.
   MONO_ROLLED
-  for (i32 begin = 0; begin < count; begin += kTeams) {
-    const i32 p = position(begin + arch::thread() / kTeam), at = p < 0 ? visible.position : p;
+  for (i32 begin = 0; begin < positions.count; begin += kTeams) {
+    const i32 p = positions.of_team(begin);
     float key[kOwn], value[kOwn];
-    load_units(keys + i64(at) * kSize, key);
-    load_units(values + i64(at) * kSize, value);
-  MONO_UNROLLED
+    MONO_UNROLLED
+    for (i32 k = 0; k < kOwn; ++k) {
+      key[k] = arch::to_float(round.key[k / kUnit].values[k % kUnit]);
+      value[k] = arch::to_float(round.value[k / kUnit].values[k % kUnit]);
+    }
+    if (begin + kTeams < positions.count) round = positions.load(keys, values, begin + kTeams);
+    if (p == visible.position) {
+      const float* own = s.scratch.query + kQueries * kSize;
+      MONO_UNROLLED
+      for (i32 k = 0; k < kOwn; ++k) {
+        key[k] = head_index(k) < kSize ? own[head_index(k)] : 0.0f;  // rounded already
+        value[k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+      }
+    }
+    MONO_UNROLLED
     for (i32 g = 0; g < kQueries; ++g) {
       Part& part = parts[g];
       float score = 0.0f;
-  MONO_UNROLLED
+      MONO_UNROLLED
       for (i32 k = 0; k < kOwn; ++k) score += query[g][k] * key[k];
       for (i32 mask = kTeam / 2; mask; mask /= 2) score += arch::swapped(score, mask);
       if (p < 0) continue;
@@ -93,10 +131,11 @@ MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const 
       const float shrink = weight_of(part.maximum, maximum), weight = weight_of(score, maximum);
       part.maximum = maximum;
       part.sum = part.sum * shrink + weight;
-  MONO_UNROLLED
+      MONO_UNROLLED
       for (i32 k = 0; k < kOwn; ++k) part.out[k] = part.out[k] * shrink + weight * value[k];
     }
   }
+  if (visible.owned_by(s.header, split)) store_heads(s, keys, values, visible.position);
   float* near = reinterpret_cast<float*>(s.scratch.activations) + arch::warp() * kQueries * (kSize + 2);
   MONO_UNROLLED
   for (i32 g = 0; g < kQueries; ++g) {
@@ -107,7 +146,7 @@ MONO_DEVICE void attend(BlockState<T>& s, const T* keys, const T* values, const 
       to[0] = parts[g].maximum;
       to[1] = parts[g].sum;
     }
-  MONO_UNROLLED
+    MONO_UNROLLED
     for (i32 k = 0; k < kOwn; ++k)
       if (head_index(k) < kSize) to[2 + head_index(k)] = parts[g].out[k];
   }

@@ -10,7 +10,7 @@ constexpr i32 kLaneWords = Shape::num_blocks * Shape::hidden_run;  // of one vec
 constexpr i32 kHeldWords = (kTouchedLanes * kLaneWords + arch::kThreads - 1) / arch::kThreads;
 
 struct Held {
-  float x[kHeldWords][kFloatsPerWord];
+  float x[kHeldWords][kFloatsPerWord], scale[kHeldWords][kFloatsPerWord];
 };
 
 struct LaneSums {
@@ -19,10 +19,10 @@ struct LaneSums {
 
 // Writes held lanes as activations: normalised with a scale, or as they are without one.
 template <class T>
-MONO_DEVICE void store_normed(const Held& held, i32 lanes, const float* scale, T* activations) {
+MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* activations) {
   constexpr i32 hidden = Shape::hidden_size, width = Shape::hidden_width;
   LaneSums inverse{};
-  if (scale) {
+  if (normalise) {
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
       const i32 lane = (arch::thread() + k * arch::kThreads) / kLaneWords;
@@ -45,11 +45,11 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, const float* scale, T
     const HiddenWord word(Shape{}, i - lane * kLaneWords);
     float factor = 1.0f;
     MONO_UNROLLED
-    for (i32 l = 0; l < kTouchedLanes; ++l) factor = scale && l == lane ? inverse.lane[l] : factor;
+    for (i32 l = 0; l < kTouchedLanes; ++l) factor = normalise && l == lane ? inverse.lane[l] : factor;
     MONO_UNROLLED
     for (i32 j = 0; j < kFloatsPerWord; ++j) {
       const i32 row = word.first + j;
-      if (j < word.count) arch::from_float(scale ? held.x[k][j] * factor * scale[row] : held.x[k][j], activations[lane * width + row]);
+      if (j < word.count) arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j], activations[lane * width + row]);
     }
   }
   MONO_ROLLED
@@ -64,6 +64,15 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
                                  const float* scale, T* activations) {
   arch::Word words[kHeldWords];
   Held held{};
+  // What is here already is asked for before anything is waited for.
+  MONO_UNROLLED
+  for (i32 k = 0; k < kHeldWords; ++k) {
+    const i32 i = arch::thread() + k * arch::kThreads;
+    if (i >= lanes * kLaneWords) continue;
+    if (!embedding) words[k] = arch::load_word(from + i);
+    const HiddenWord word(Shape{}, i % kLaneWords);
+    for (i32 j = 0; j < kFloatsPerWord; ++j) held.scale[k][j] = scale && j < word.count ? scale[word.first + j] : 0.0f;
+  }
   if (embedding) {
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
@@ -77,15 +86,10 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
       const i32 i = arch::thread() + k * arch::kThreads;
-      if (i < lanes * kLaneWords) words[k] = arch::load_word(from + i);
-    }
-    MONO_UNROLLED
-    for (i32 k = 0; k < kHeldWords; ++k) {
-      const i32 i = arch::thread() + k * arch::kThreads;
       if (i < lanes * kLaneWords) arch::unpack(link.confirm(words[k], from + i, channel, layer), held.x[k]);
     }
   }
-  store_normed(held, lanes, scale, activations);
+  store_normed(held, lanes, scale != nullptr, activations);
 }
 
 template <class T>
@@ -99,21 +103,34 @@ MONO_DEVICE void norm_embedding(BlockState<T>& s, const T* row, i32 lanes, const
   hold_and_store<T>(s.link, nullptr, row, lanes, kMlpResidual, 0, scale, s.scratch.activations);
 }
 
-// 1 / RMS of every lane of this device, from the residual stream after the last layer.
+// 1 / RMS of every lane of this device, from the residual stream after the last layer; as many lanes at once as a reduction
+// takes.
 template <class T>
 MONO_DEVICE void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* inverse) {
-  MONO_ROLLED
-  for (i32 lane = 0; lane < s.lanes(); ++lane) {
-    float squares = 0.0f;
+  constexpr i32 kAtOnce = arch::kReduceWords;
+  struct Sums {
+    float lane[kAtOnce];
+  };
+  for (i32 first = 0; first < s.lanes(); first += kAtOnce) {
+    const i32 count = s.lanes() - first < kAtOnce ? s.lanes() - first : kAtOnce;
+    const arch::Word* words = from + first * kLaneWords;
+    Sums sums{};
     s.link.read(
-        kLaneWords, kMlpResidual, layer, [&](i32 i) { return from + lane * kLaneWords + i; },
-        [&](i32, const arch::Word& word) {
-          float x[kFloatsPerWord];
+        count * kLaneWords, kMlpResidual, layer, [&](i32 i) { return words + i; },
+        [&](i32 i, const arch::Word& word) {
+          float x[kFloatsPerWord], squares = 0.0f;
           arch::unpack(word, x);
           for (i32 j = 0; j < kFloatsPerWord; ++j) squares += x[j] * x[j];
+          MONO_UNROLLED
+          for (i32 l = 0; l < kAtOnce; ++l) sums.lane[l] += l == i / kLaneWords ? squares : 0.0f;
         });
-    squares = arch::all_reduce(squares, [](float a, float b) { return a + b; });
-    inverse[lane] = 1.0f / arch::sqrt(squares / float(s.header.hidden_size) + s.header.norm_eps);
+    sums = arch::all_reduce(sums, [](Sums a, const Sums& b) {
+      for (i32 l = 0; l < kAtOnce; ++l) a.lane[l] += b.lane[l];
+      return a;
+    });
+    MONO_UNROLLED
+    for (i32 l = 0; l < kAtOnce; ++l)
+      if (l < count) inverse[first + l] = 1.0f / arch::sqrt(sums.lane[l] / float(s.header.hidden_size) + s.header.norm_eps);
   }
 }
 

@@ -6,7 +6,7 @@
 namespace mono {
 
 constexpr i32 kStageThreads = 512;  // threads of a block that run the stages
-constexpr i32 kMaxPieces = 64;      // pieces of weights multiplied between two barriers of the block
+constexpr i32 kMaxPieces = 96;      // pieces of weights multiplied between two barriers of the block
 constexpr i32 kChunkWords = 8 * 32;  // weights in one chunk of a tile, see TileFormat in jax_mono/plan.py
 
 // A tile's part (the columns of one lane) is streamed in equal pieces of at most `most` chunks: chunks of one piece.
