@@ -171,11 +171,8 @@ class Flow:
 
     def _from_peers(self, block: int, channel: str, layer: int | None) -> Iterator[Step]:
         """The words that the peers' blocks of the same number write."""
-        runs = [
-            words
-            for (source, number), words in self._written[self.device][channel].items()
-            if number == block and source != self.device
-        ]
+        written, peers = self._written[self.device][channel], range(self.plan.num_devices)
+        runs = [written[peer, block] for peer in peers if peer != self.device]
         if runs:
             yield Receive(channel, layer, np.concatenate(runs))
 

@@ -15,7 +15,20 @@ from jax_mono import __version__
 from jax_mono.cli.options import Formatter, add_message_options
 from jax_mono.extras import MissingExtraError
 
-COMMANDS = ("generate", "chat", "serve", "logits", "parity", "eval", "bench", "plan", "trace", "convert", "doctor")
+COMMANDS = (
+    "generate",
+    "chat",
+    "serve",
+    "logits",
+    "parity",
+    "eval",
+    "bench",
+    "plan",
+    "simulate",
+    "trace",
+    "convert",
+    "doctor",
+)
 
 BAD_INPUT = 2
 """Exit code: what was asked for makes no sense; nothing was run."""

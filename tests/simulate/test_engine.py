@@ -1,0 +1,118 @@
+"""The simulator on plans: limits that it must respect, and measurements that it must meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_mono.config import ModelConfig
+from jax_mono.models.presets import preset
+from jax_mono.plan import GPU, make_plan
+from jax_mono.simulate import Timing, simulate, timing
+from jax_mono.simulate.predict import GROWTH, Prediction, grow, needed_handoff, sensitivity, with_rate
+from jax_mono.trace import MARKS, RECEIVING, phases, trace_text, write_perfetto
+
+LANEFORMER = preset("laneformer-2b")
+
+
+def short(layers: int = 3, delay: int = 2) -> ModelConfig:
+    """A Laneformer with fewer layers, to be quick."""
+    lanes = dataclasses.replace(LANEFORMER.lanes, delay=delay)
+    return LANEFORMER.replace(num_layers=layers, sliding_windows=(0,) * layers, lanes=lanes)
+
+
+def run(config: ModelConfig, devices: int, known: Timing, blocks: int = 16, tokens: int = 2) -> float:
+    """Microseconds per token."""
+    return simulate(make_plan(config, devices=devices, blocks=blocks, target=GPU), known, tokens=tokens).token_ns / 1e3
+
+
+H200 = timing("h200", "skeleton")
+SLOW = H200.replace(stream_rate=H200.stream_rate.value * 16 / 132)
+"""As much per block as with all blocks."""
+
+
+def test_without_hand_offs_only_the_tapes_count() -> None:
+    instant = SLOW.replace(trip_ns=1e-3, store_ns=1e-3, peer_ns=1e-3, fabric_rate=1e9)
+    made = simulate(make_plan(short(), blocks=16, target=GPU), instant)
+    assert 0.99 < made.of_stream <= 1.0 + 1e-9
+
+
+def test_more_of_anything_bad_takes_longer() -> None:
+    base = run(short(), 2, SLOW)
+    for worse in (
+        SLOW.with_handoff(6000),
+        with_rate(SLOW, 0.5),
+        SLOW.replace(peer_ns=50_000),
+        SLOW.replace(ring_bytes=0),
+        SLOW.replace(product_rate=30),
+        dataclasses.replace(SLOW, program=timing("h200", "resident").program),
+    ):
+        assert run(short(), 2, worse) > 1.01 * base
+
+
+def test_a_delay_hides_the_way_between_devices() -> None:
+    far = SLOW.replace(peer_ns=20_000)
+    assert run(short(6, delay=0), 2, far) > run(short(6), 2, far) + 6 * 2 * 5
+
+
+def test_devices_with_unequal_shares_wait_for_each_other() -> None:
+    """Five KV heads on two devices: both take the same time, since sums of one are needed by the other."""
+    config = preset("smollm2-135m").replace(num_layers=2, sliding_windows=(0, 0), num_heads=10, num_kv_heads=5)
+    made = simulate(make_plan(config, devices=2, blocks=4, target=GPU), SLOW)
+    ends = made.trace.noted[:, :, :, -1].max(axis=1)
+    assert np.ptp(ends, axis=0).max() < 1e-2 * made.token_ns
+
+
+def test_traces_are_such_as_the_program_writes(tmp_path: Path) -> None:
+    plan = make_plan(short(), devices=2, blocks=8, target=GPU)
+    trace = simulate(plan, timing("h100"), tokens=2).trace
+    assert trace.noted.shape == (2, 8, 2, len(trace.moments)) and trace.num_layers == 3
+    assert trace_text(trace).startswith("2 devices × 8 blocks, 3 layers; tokens 1–2 of the call")
+    rows = {row.name: row for row in phases(trace)}
+    assert list(rows) == list(MARKS)
+    assert all(row.mean >= 0 for row in rows.values()) and all(rows[name].mean > 0 for name in RECEIVING)
+    write_perfetto(trace, tmp_path / "trace.json")
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_what_makes_no_sense() -> None:
+    plan = make_plan(short(), blocks=140, target=GPU)
+    with pytest.raises(ValueError, match="h100 has 132 compute units, not 140"):
+        simulate(plan, timing("h100"))
+    with pytest.raises(ValueError, match="no timing for 'mi355x'"):
+        timing("mi355x")
+    with pytest.raises(ValueError, match="program 'fast' is unknown"):
+        timing("h100", "fast")
+
+
+@pytest.mark.parametrize(
+    ("devices", "delay", "measured"), [(1, 2, 940), (2, 2, 1715), (4, 2, 3101), (4, 0, 2800)], ids=str
+)
+def test_what_skeletons_reached_on_h200(devices: int, delay: int, measured: float) -> None:
+    """Within 10 %, from micro-benchmarks alone. The measured programs read words of six values; so do these plans."""
+    config = LANEFORMER.replace(lanes=dataclasses.replace(LANEFORMER.lanes, delay=delay))
+    target = dataclasses.replace(GPU, floats_per_word=6)
+    plan = make_plan(config, devices=devices, blocks=132, target=target)
+    made = simulate(plan, H200, tokens=1)
+    assert made.tokens_per_second == pytest.approx(measured, rel=0.1)
+
+
+def test_load_on_the_fabric_slows_trips() -> None:
+    assert H200.load_factor(0, 0) == pytest.approx(1, abs=1e-3)
+    stream = H200.stream_rate.value
+    assert 1.5 < H200.load_factor(stream, 0) < H200.load_factor(stream, 1e6) < 10
+
+
+def test_tables() -> None:
+    table = sensitivity(short(1), 1, timing("h100"), handoffs_us=(0.5, 3.0), rates=(4.0, 4.8))
+    assert table[0.5, 4.8].tokens_per_second > table[3.0, 4.0].tokens_per_second
+    made = {(t, 4.0): Prediction(1 / t, 0) for t in (1.0, 2.0, 3.0)}
+    assert needed_handoff(made, 4.0, 1 / 2.5) == pytest.approx(2.5)
+    assert needed_handoff(made, 4.0, 2) is None and needed_handoff(made, 4.0, 0.1) == 3.0
+    sizes = {name: config.num_parameters / 1e9 for name, config in GROWTH.items()}
+    assert 69 < sizes["70B dense"] < 72 and 2.5 < sizes["30B-A3B, active part"] < 3.6
+    assert grow(timing("mi300x"), devices=(16,)) == {(name, 16): None for name in GROWTH}

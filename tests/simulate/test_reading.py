@@ -1,0 +1,50 @@
+"""When a block has the words that it waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from jax_mono.simulate.reading import Arrivals, Loads, finish
+from jax_mono.simulate.timing import RESIDENT, Program
+
+EACH = dataclasses.replace(RESIDENT, threads=4, warp=2, pause_ns=10, batch=MappingProxyType({}))
+TOGETHER = dataclasses.replace(EACH, polls="together")
+
+
+def read(writers: list[int], visible: list[float], program: Program, batch: int = 9, rate: float = 1e9) -> float:
+    loads = Loads.of(np.asarray(writers), program)
+    return finish(
+        loads, Arrivals.of(loads, np.asarray(visible)), 100.0, trip=20.0, program=program, batch=batch, bytes_rate=rate
+    )
+
+
+def test_words_are_dealt_to_threads_in_turn() -> None:
+    loads = Loads.of(np.asarray([5, 5, 6, 6, 7, 7]), EACH)
+    np.testing.assert_array_equal(loads.writers, [[[5, 5], [6, 6]], [[7, 7], [-1, -1]]])
+    assert loads.distinct.tolist() == [5, 6, 7] and loads.words == 6
+
+
+@pytest.mark.parametrize("program", [EACH, TOGETHER])
+def test_words_that_are_there_take_a_trip(program: Program) -> None:
+    assert read([0, 0, 1], [0, 110], program) == pytest.approx(120)
+    assert read([0, 0, 1], [0, 0], program, rate=0.5) == pytest.approx(120 + 48 / 0.5)
+
+
+def test_all_words_are_asked_for_again_together() -> None:
+    # Polls start at 100, 130, 160 and look half a trip later.
+    assert read([0, 1], [0, 111], TOGETHER) == pytest.approx(150)
+    assert read([0, 1], [150, 141], TOGETHER) == pytest.approx(180)
+
+
+def test_words_are_waited_for_one_after_the_other() -> None:
+    # The first look is in vain until 120; the poll from 120 on finds it, then the warp looks again.
+    assert read([0], [115], EACH) == pytest.approx(160)
+    # Two words of one thread: the second was asked for with the first, and is waited for anew.
+    assert read([0] * 4 + [1] * 4, [115, 115], EACH) == pytest.approx(200)
+    assert read([0] * 4 + [1] * 4, [115, 115], TOGETHER) == pytest.approx(150)
+    # Asked for after the first has come, it is there.
+    assert read([0] * 4 + [1] * 4, [115, 115], EACH, batch=1) == pytest.approx(180)
