@@ -58,3 +58,14 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_context_that_the_model_does_not_have(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "-c", str(checkpoint), "--port", "0", "--context", "4096"]) == 2
     assert "longest context of 512" in capsys.readouterr().err
+
+
+def test_the_library_needs_nothing_of_the_server(tmp_path: Path) -> None:
+    code = """
+import importlib, sys
+for name in ("decoder", "loading", "tokenizer", "checkpoint", "cli", "cli.chat", "serve.prefixes"):
+    importlib.import_module(f"jax_mono.{name}")
+print(sorted({"starlette", "uvicorn", "pydantic", "prometheus_client"} & set(sys.modules)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -52,14 +52,14 @@ def test_a_client_that_goes_away_frees_the_decoder(slow: Served) -> None:
         assert slow.engine.busy
         left = time.monotonic()
     wait_until(lambda: not slow.engine.busy)
-    assert time.monotonic() - left < 0.5
+    assert time.monotonic() - left < 2  # of the 30 s that it would have taken
     assert slow.post("completions", prompt="a", max_tokens=2).status_code == 200
 
 
 def test_also_one_that_does_not_stream(slow: Served) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{slow.url}/v1/completions", json=LONG, timeout=0.3)
-    wait_until(lambda: not slow.engine.busy, 0.5)
+    wait_until(lambda: not slow.engine.busy, 2)
 
 
 def test_one_that_waits_leaves_the_line(slow: Served) -> None:
@@ -92,7 +92,7 @@ def test_the_line_is_bounded(slow: Served) -> None:
 def test_deadlines(slow: Served) -> None:
     started = time.monotonic()
     answer = slow.post("completions", **LONG, deadline=0.3).json()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert answer["timings"]["ended_by"] == "deadline" and answer["choices"][0]["finish_reason"] == "length"
     assert 10 < answer["usage"]["completion_tokens"] < 100
     with running(slow):
