@@ -23,14 +23,14 @@ from jax_mono.models.rope import apply_rope, rope_table
 Weights = Mapping[str, jax.Array]
 
 
+def _einsum(equation: str, one: jax.Array, other: jax.Array, result: DTypeLike) -> jax.Array:
+    # GPUs would round float32 operands; bfloat16 ones are exact as they are.
+    precision = jax.lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
+    return jnp.einsum(equation, one, other, precision=precision, preferred_element_type=result)
+
+
 def _product(equation: str, activation: jax.Array, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jnp.einsum(
-        equation,
-        activation.astype(dtype),
-        weight.astype(dtype),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=dtype,
-    )
+    return _einsum(equation, activation.astype(dtype), weight.astype(dtype), dtype)
 
 
 def attention(
@@ -165,9 +165,7 @@ def head_product(x: jax.Array, table: jax.Array) -> jax.Array:
     Returns:
         float32 [..., V].
     """
-    return jnp.einsum(
-        "...i,vi->...v", x, table, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
+    return _einsum("...i,vi->...v", x, table, jnp.float32)
 
 
 def _head_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -177,9 +175,8 @@ def _head_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.
 def _head_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, table = kept
     gradient = gradient.astype(table.dtype)
-    options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    to_x = jnp.einsum("...v,vi->...i", gradient, table, **options)
-    to_table = jnp.einsum("...v,...i->vi", gradient, x, **options)
+    to_x = _einsum("...v,vi->...i", gradient, table, jnp.float32)
+    to_table = _einsum("...v,...i->vi", gradient, x, jnp.float32)
     return to_x.astype(x.dtype), to_table.astype(table.dtype)
 
 

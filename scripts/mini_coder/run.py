@@ -7,18 +7,20 @@ import itertools
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jax_mono.checkpoint import config_to_dict
 from jax_mono.config import ModelConfig
 from mini_coder.recipe import Settings, flops_per_token
 from mini_coder.token_file import Batches
-from mini_coder.training import State, data_mesh, held_out_nats, initial_state, make_step, place, schedule, whole
+from mini_coder.training import State, data_mesh, held_out_nats, initial_state, learning_rate, make_step, place, whole
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,11 +62,10 @@ def train(
     keep_settings(directory, config, settings)
     mesh = data_mesh(devices)
     batches = Batches(data / "train.bin", length=settings.length, size=settings.batch, seed=settings.seed)
-    rate = schedule(settings)
     step_function = make_step(config, settings, mesh)
-    with ocp.CheckpointManager(
-        (directory / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-    ) as manager:
+    # Not in the background: the next step takes over the memory of the state.
+    keep_last = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=keep_last) as manager:
         state = initial_state(config, settings, mesh)
         first = manager.latest_step() or 0
         if first:
@@ -74,20 +75,20 @@ def train(
             state = State(*manager.restore(first, args=ocp.args.StandardRestore(tuple(target))))
         last = min(settings.steps, stop_after or settings.steps)
         with _log(directory / "log.jsonl", first) as lines:
-            waiting: list[tuple[int, Any, float]] = []
+            flying: deque[tuple[int, Any, float]] = deque()
             for step in range(first, last):
-                state, numbers = step_function(state, place(batches.batch(step), settings, mesh))
-                waiting.append((step, numbers, time.time()))
-                if len(waiting) > 1 or step == last - 1:  # one step stays in flight while this one's batch is made
-                    for line in [waiting.pop(0)] if step < last - 1 else waiting:
-                        row = _row(*line, float(rate(line[0])))
-                        lines.write(json.dumps(row) + "\n")
-                        report(row)
+                batch = place(batches.batch(step), settings, mesh)
+                state, numbers = step_function(state, batch, np.float32(learning_rate(settings, step)))
+                flying.append((step, numbers, time.time()))
                 done = step + 1
-                if done % save_every == 0 or done == last:
+                saving = done % save_every == 0 or done == last
+                while len(flying) > (0 if saving else 1):  # one step runs while the next batch is made
+                    row = _row(settings, *flying.popleft())
+                    lines.write(json.dumps(row) + "\n")
+                    report(row)
+                if saving:
                     lines.flush()
                     manager.save(done, args=ocp.args.StandardSave(tuple(state)))
-        manager.wait_until_finished()
     return state
 
 
@@ -97,7 +98,7 @@ def evaluate(
     """Scores the held-out text and writes ``result.json``.
 
     Returns:
-        ``bits_per_byte`` and what it is computed from, ``steps``, ``tokens`` seen, seconds per step.
+        ``bits_per_byte`` and what it is computed from, ``steps``, ``tokens`` seen, and the speed.
     """
     about = json.loads((data / "manifest.json").read_text())["held_out"]
     nats, tokens = held_out_nats(config, state.params, data / "held_out.bin", settings, data_mesh(devices))
@@ -141,8 +142,9 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _row(step: int, numbers: dict[str, jax.Array], now: float, rate: float) -> dict[str, Any]:
-    row = {"step": step, "loss": float(numbers["loss"]), "norm": float(numbers["norm"]), "rate": rate, "time": now}
+def _row(settings: Settings, step: int, numbers: dict[str, jax.Array], now: float) -> dict[str, Any]:
+    row = {"step": step, "loss": float(numbers["loss"]), "norm": float(numbers["norm"])}
+    row |= {"rate": learning_rate(settings, step), "time": now}
     if not math.isfinite(row["loss"]):
         raise RunError(f"the loss of step {step} is {row['loss']}; lower the learning rate (--peak)")
     return row

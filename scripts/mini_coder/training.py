@@ -48,25 +48,24 @@ def data_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(found),), (AXIS,), (AxisType.Auto,), devices=found)
 
 
-def schedule(settings: Settings) -> optax.Schedule:
-    """The learning rate: a linear rise, then a cosine down to the floor."""
+def learning_rate(settings: Settings, step: int) -> float:
+    """The rate of a step: a linear rise, then a cosine down to the floor.
+
+    Computed on the host: asking a device for it would wait for the steps before.
+    """
     warmup = min(settings.warmup, max(1, settings.steps // 10))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, settings.peak, warmup, max(settings.steps, warmup + 1), settings.floor * settings.peak
-    )
+    if step < warmup:
+        return settings.peak * (step + 1) / warmup
+    fallen = 0.5 - 0.5 * math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup))
+    return settings.peak * (1.0 - (1.0 - settings.floor) * fallen)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW with clipped gradients; norms do not decay."""
+    """AdamW (arXiv:1711.05101) with clipped gradients, for a learning rate of 1; norms do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(settings.clip),
-        optax.adamw(
-            schedule(settings),
-            b1=0.9,
-            b2=0.95,
-            weight_decay=settings.decay,
-            mask=lambda tree: {path: array.ndim > 1 for path, array in tree.items()},
-        ),
+        optax.scale_by_adam(b1=0.9, b2=0.95),
+        optax.add_decayed_weights(settings.decay, lambda tree: {path: a.ndim > 1 for path, a in tree.items()}),
     )
 
 
@@ -75,8 +74,7 @@ def initial_state(config: ModelConfig, settings: Settings, mesh: Mesh) -> State:
 
     The matrices that write to the residual stream are smaller by the root of their number (GPT-2, section 2.3).
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        tree = params(Transformer(config, rngs=nnx.Rngs(settings.seed)))
+    tree = params(Transformer(config, rngs=nnx.Rngs(settings.seed)))
     writes = math.sqrt(2 * config.num_layers)
     flat = {
         path: np.asarray(array) / (writes if path.endswith((".wo", ".w2")) else 1.0) for path, array in flatten(tree)
@@ -120,27 +118,30 @@ def options(settings: Settings) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=4)
-def make_step(
-    config: ModelConfig, settings: Settings, mesh: Mesh
-) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
-    """Compiles a step.
+Step = Callable[[State, jax.Array, np.float32], tuple[State, dict[str, jax.Array]]]
+"""From state (donated), batch (see :func:`place`) and learning rate to state and numbers: ``loss`` in nats per token,
+and ``norm`` of the gradient before it is clipped."""
+
+
+def make_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> Step:
+    """Compiles a step, once for all runs that differ only in length, learning rate and seed.
 
     Args:
         config: The model.
         settings: The run.
         mesh: The devices.
-
-    Returns:
-        A function from state (donated) and batch (see :func:`place`) to state and ``loss`` in nats per token,
-        ``norm`` of the gradient before it is clipped.
     """
+    return _make_step(config, settings.replace(steps=1, peak=1.0, warmup=1, floor=1.0, seed=0), mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> Step:
     how = optimizer(settings)
 
     def loss(flat: Flat, tokens: jax.Array) -> jax.Array:
         return jnp.mean(token_losses(config, unflatten(flat), tokens, **options(settings)))
 
-    def step(state: State, batch: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: jax.Array, rate: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(state.params, tokens)), None
 
@@ -149,7 +150,8 @@ def make_step(
         value, gradient = jax.tree.map(lambda total: total / len(batch), sums)
         updates, following = how.update(gradient, state.optimizer, state.params)
         numbers = {"loss": value, "norm": optax.tree.norm(gradient)}
-        return State(optax.apply_updates(state.params, updates), following), numbers
+        changed = jax.tree.map(lambda array, update: array - rate * update, state.params, updates)
+        return State(changed, following), numbers
 
     everywhere = whole(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))

@@ -13,7 +13,7 @@ import train_mini_coder
 from mini_coder.recipe import COMMUNICATIONS, Settings, toy
 from mini_coder.results import smooth
 from mini_coder.run import RunError, evaluate, read_log, train
-from mini_coder.training import State, data_mesh, place
+from mini_coder.training import State, data_mesh, learning_rate, place
 
 from jax_mono.checkpoint import open_checkpoint
 
@@ -70,6 +70,14 @@ def test_two_devices_do_what_one_does(finished: tuple[State, Path], data: Path, 
 def test_batches_that_cannot_be_dealt() -> None:
     with pytest.raises(ValueError, match="--micro"):
         place(np.zeros((6, 9), np.int32), SETTINGS, data_mesh(1))
+
+
+def test_learning_rate() -> None:
+    settings = SETTINGS.replace(steps=110, warmup=10, peak=2.0, floor=0.1)
+    rates = [learning_rate(settings, step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.1) and rates[110] == pytest.approx(0.2)
+    assert learning_rate(settings.replace(steps=1), 0) == 2.0
 
 
 def test_smoothing() -> None:
