@@ -35,7 +35,16 @@ async def chat(request: Request) -> Response | ASGIApp:
     budget = service.budget(len(prompt), wanted, "messages", strict=wanted is not None)
     sampling, stops = sampling_of(body), service.stops(body)
     works = [
-        Generate(prompt, budget, sampling, seed_of(body, index), stops, tuple(body.stop_list), body.top_logprobs or 0)
+        Generate(
+            prompt,
+            budget,
+            sampling,
+            seed_of(body, index),
+            stops,
+            tuple(body.stop_list),
+            body.top_logprobs or 0,
+            body.cache_prompt is not False,
+        )
         for index in range(body.n or 1)
     ]
     options = bool(body.stream_options and body.stream_options.include_usage)
@@ -78,7 +87,7 @@ class ChatReply(Reply):
     def __init__(
         self, service: Service, body: ChatRequest, prompt_tokens: int, encode_s: float, usage_wanted: bool
     ) -> None:
-        super().__init__("chatcmpl", service.model, prompt_tokens, encode_s, usage_wanted)
+        super().__init__("chatcmpl", service.model, prompt_tokens, encode_s, usage_wanted, bool(body.return_token_ids))
         self._tokenizer, self._wanted = service.engine.tokenizer, bool(body.logprobs)
 
     def first_choice(self, index: int) -> dict[str, Any]:
@@ -100,6 +109,7 @@ class ChatReply(Reply):
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": self._logprobs(answer.entries, answer.top),
             "finish_reason": FINISH[answer.ended_by],
+            **self.token_ids(answer.entries),
         }
 
     def _choice(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:

@@ -128,7 +128,14 @@ class _Plan:
                 continue
             for index in range(best_of):
                 work = Generate(
-                    prompt.tokens, budget, sampling, seed_of(body, index), stops, tuple(body.stop_list), top
+                    prompt.tokens,
+                    budget,
+                    sampling,
+                    seed_of(body, index),
+                    stops,
+                    tuple(body.stop_list),
+                    top,
+                    body.cache_prompt is not False,
                 )
                 self.candidates[-1].append(self._add(place, index, work))
         self.from_score = one_greedy
@@ -154,7 +161,7 @@ class CompletionReply(Reply):
         encode_s: float,
         usage_wanted: bool,
     ) -> None:
-        super().__init__("cmpl", service.model, prompt_tokens, encode_s, usage_wanted)
+        super().__init__("cmpl", service.model, prompt_tokens, encode_s, usage_wanted, bool(body.return_token_ids))
         self._tokenizer, self._body, self._plan = service.engine.tokenizer, body, plan
         self._n = body.n or 1
 
@@ -217,7 +224,8 @@ class CompletionReply(Reply):
         record = None
         if self._body.logprobs is not None:
             record = _logprobs(self._tokenizer, entries, [row[: self._body.logprobs] for row in top])
-        return {"text": text, "logprobs": record, "finish_reason": FINISH[answer.ended_by]}
+        choice = {"text": text, "logprobs": record, "finish_reason": FINISH[answer.ended_by]}
+        return choice | self.token_ids(answer.entries)
 
 
 def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:

@@ -138,7 +138,7 @@ class Engine:
     def _generate(self, ticket: Ticket, work: Generate, timings: Timings) -> None:
         started = time.monotonic()
         prompt = list(work.prompt)
-        cache, known = self._prefixes.take(prompt)
+        cache, known = self._prefixes.take(prompt if work.reuse else [])
         timings.cached_tokens = known
         self.metrics.prompt_tokens.inc(len(prompt))
         self.metrics.cached_tokens.inc(known)

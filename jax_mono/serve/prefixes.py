@@ -43,7 +43,7 @@ class Prefixes:
         is copied and lives on. Otherwise the oldest cache is emptied, so that memory does not grow.
 
         Args:
-            prompt: Tokens, at least one.
+            prompt: Tokens; none for a cache with nothing in it.
 
         Returns:
             The cache, and how many tokens of the prompt are in it: all but one at most, since one must be fed.

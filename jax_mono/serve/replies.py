@@ -89,14 +89,18 @@ class Reply(ABC):
         prompt_tokens: Of all prompts.
         encode_s: Seconds that it took to make them.
         usage_wanted: Whether a stream ends with a chunk of usage.
+        ids_wanted: Whether choices carry their generated tokens.
     """
 
     kind: str
     chunk_kind: str
 
-    def __init__(self, prefix: str, model: str, prompt_tokens: int, encode_s: float, usage_wanted: bool) -> None:
+    def __init__(
+        self, prefix: str, model: str, prompt_tokens: int, encode_s: float, usage_wanted: bool, ids_wanted: bool
+    ) -> None:
         self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
-        self._prompt_tokens, self._encode_s, self._usage_wanted = prompt_tokens, encode_s, usage_wanted
+        self._prompt_tokens, self._encode_s = prompt_tokens, encode_s
+        self._usage_wanted, self._ids_wanted = usage_wanted, ids_wanted
 
     @abstractmethod
     def first_choice(self, index: int) -> dict[str, Any] | None:
@@ -109,6 +113,10 @@ class Reply(ABC):
     @abstractmethod
     def last_choice(self, index: int, finish: str) -> dict[str, Any]:
         """The end of a choice."""
+
+    def token_ids(self, entries: Sequence[Entry]) -> dict[str, list[int]]:
+        """The tokens of a choice, or of a part of it, if they are wanted; a token that ends the text is not one."""
+        return {"token_ids": [entry.id for entry in entries]} if self._ids_wanted else {}
 
     def whole(self, choices: list[dict[str, Any]], answers: Sequence[Answer]) -> dict[str, Any]:
         """The answer that does not stream."""
@@ -141,7 +149,8 @@ class Reply(ABC):
                         entries += event.entries
                     goes_on = place + 1 < len(batch) and batch[place + 1][0] == index
                     if (text or entries) and not (goes_on and isinstance(event, Delta)):
-                        out.append(self._chunk(self.delta_choice(index, text, entries), len(entries)))
+                        choice = self.delta_choice(index, text, entries) | self.token_ids(entries)
+                        out.append(self._chunk(choice, len(entries)))
                         text, entries = "", []
                     if isinstance(event, Generated):
                         spent.append(event.timings)

@@ -109,6 +109,8 @@ class _Common(_Model):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     deadline: float | None = Field(None, gt=0.0, description="Seconds, at most the server's own deadline.")
+    return_token_ids: bool | None = Field(False, description="Choices, and their parts in a stream, carry token_ids.")
+    cache_prompt: bool | None = Field(True, description="Whether what a cache holds of the prompt is used.")
     user: str | None = Field(None, description="Whose turn it is: users take turns.")
     frequency_penalty: Zero = None
     presence_penalty: Zero = None

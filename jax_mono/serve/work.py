@@ -26,6 +26,7 @@ class Generate:
         stops: Tokens that end it.
         strings: Strings that end it.
         top: Alternatives to report per token.
+        reuse: Whether caches of earlier prompts may serve this one.
     """
 
     prompt: Sequence[int]
@@ -35,6 +36,7 @@ class Generate:
     stops: Sequence[int] = ()
     strings: Sequence[str] = ()
     top: int = 0
+    reuse: bool = True
 
 
 @dataclass(frozen=True)

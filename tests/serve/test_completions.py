@@ -108,6 +108,21 @@ def test_logprobs(client: openai.OpenAI, direct: Decoder) -> None:
     assert [value for part in streamed if part for value in part.token_logprobs] == record.token_logprobs
 
 
+def test_tokens_and_whether_caches_serve(client: openai.OpenAI, expected: list[int]) -> None:
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    assert client.completions.create(**GREEDY, extra_body=extra).choices[0].token_ids == expected
+    chunks = list(client.completions.create(**GREEDY, extra_body=extra, stream=True))
+    assert [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", [])] == expected
+    turns = [{"role": "user", "content": PROMPT}]
+    chat = client.chat.completions.create(model=NAME, messages=turns, max_tokens=4, extra_body=extra)
+    assert len(chat.choices[0].token_ids) == 4
+    long = GREEDY | {"prompt": PROMPT * 8}
+    for cache in (True, False):
+        answers = [client.completions.create(**long, extra_body={"cache_prompt": cache}) for _ in range(2)]
+        assert bool(answers[1].usage.prompt_tokens_details.cached_tokens) == cache
+        assert answers[0].choices[0].text == answers[1].choices[0].text
+
+
 def test_echo_scores_the_prompt(client: openai.OpenAI, direct: Decoder) -> None:
     tokens = direct.tokenizer.encode(PROMPT)
     scores = direct.score(tokens, top_logprobs=2)
