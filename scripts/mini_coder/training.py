@@ -131,7 +131,12 @@ def make_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> Step:
         settings: The run.
         mesh: The devices.
     """
-    return _make_step(config, settings.replace(steps=1, peak=1.0, warmup=1, floor=1.0, seed=0), mesh)
+    return _make_step(config, _compiled_part(settings), mesh)
+
+
+def _compiled_part(settings: Settings) -> Settings:
+    """The settings without those that no compiled program depends on."""
+    return settings.replace(steps=1, peak=1.0, warmup=1, floor=1.0, seed=0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -175,18 +180,23 @@ def held_out_nats(
     Returns:
         Negative log-likelihood of all text in nats, and its tokens.
     """
-    compute = jnp.dtype(settings.compute)
-
-    @functools.partial(jax.jit, out_shardings=whole(mesh))
-    def nats(flat: Flat, tokens: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rounded = {path: array.astype(compute).astype(jnp.float32) for path, array in flat.items()}
-        losses = token_losses(config, unflatten(rounded), tokens, **options(settings))
-        counts &= tokens[:, 1:] != END_ID
-        return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts)
-
+    nats = _make_nats(config, _compiled_part(settings), mesh)
     cut = NamedSharding(mesh, P(AXIS))
     total, tokens = 0.0, 0
     for batch, counts in in_order(file, length=settings.length, size=settings.micro * mesh.devices.size):
         value, count = nats(dict(flat), jax.device_put(batch, cut), jax.device_put(counts, cut))
         total, tokens = total + float(value), tokens + int(count)
     return total, tokens
+
+
+@functools.lru_cache(maxsize=4)
+def _make_nats(config: ModelConfig, settings: Settings, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    compute = jnp.dtype(settings.compute)
+
+    def nats(flat: Flat, tokens: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rounded = {path: array.astype(compute).astype(jnp.float32) for path, array in flat.items()}
+        losses = token_losses(config, unflatten(rounded), tokens, **options(settings))
+        counts &= tokens[:, 1:] != END_ID
+        return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts)
+
+    return jax.jit(nats, out_shardings=whole(mesh))

@@ -17,7 +17,7 @@ from mini_coder.training import State, data_mesh, learning_rate, place
 
 from jax_mono.checkpoint import open_checkpoint
 
-SETTINGS = Settings(steps=12, batch=8, micro=4, length=32, peak=1e-2, warmup=2, compute="float32")
+SETTINGS = Settings(steps=12, batch=8, micro=4, length=64, peak=1e-2, warmup=2, compute="float32")
 
 
 def assert_same(one: State, other: State, **tolerance: float) -> None:
@@ -94,7 +94,7 @@ def test_the_command_trains_and_exports(data: Path, tmp_path: Path, monkeypatch,
         record = {"bits_per_byte": 1.5 if name == "none" else 1.0, "last_training_loss": 2.0}
         (tmp_path / name / "result.json").write_text(json.dumps(record))
     command = ["train", "--toy", "--only", "mini-coder", "--data", data, "--out", tmp_path, "--devices", "1"]
-    command += ["--batch", "8", "--micro", "8", "--ship-steps", "3", "--compute", "float32"]
+    command += ["--batch", "8", "--micro", "4", "--ship-steps", "3", "--compute", "float32"]
     monkeypatch.setattr("sys.argv", [str(part) for part in command])
     assert train_mini_coder.main() == 0, capsys.readouterr().err
     table = (tmp_path / "twins.md").read_text()
