@@ -258,7 +258,7 @@ def _mi300x(program: Program) -> Timing:
             "two weights a lane take four conversions and a packed fma; 64 lanes a clock, 2.1 GHz",
         ),
         fabric_rate=Parameter(
-            17_000, "measured", "peak of the Infinity Cache by the vendor; hand-offs pass by the L2 caches"
+            17_000, "assumed", "the vendor's peak of the Infinity Cache; hand-offs pass by the L2 caches"
         ),
         trip_ns=Parameter(0, "assumed", ""),
         store_ns=Parameter(0, "assumed", ""),

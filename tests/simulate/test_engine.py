@@ -90,11 +90,15 @@ def test_what_makes_no_sense() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "delay", "measured"), [(1, 2, 940), (2, 2, 1715), (4, 2, 3101), (4, 0, 2800)], ids=str
+    ("lanes", "devices", "delay", "measured"),
+    [(1, 1, 0, 940), (8, 1, 2, 907), (8, 2, 2, 1715), (8, 4, 2, 3101), (8, 4, 0, 2800)],
+    ids=str,
 )
-def test_what_skeletons_reached_on_h200(devices: int, delay: int, measured: float) -> None:
+def test_what_skeletons_reached_on_h200(lanes: int, devices: int, delay: int, measured: float) -> None:
     """Within 10 %, from micro-benchmarks alone. The measured programs read words of six values; so do these plans."""
     config = LANEFORMER.replace(lanes=dataclasses.replace(LANEFORMER.lanes, delay=delay))
+    if lanes == 1:
+        config = LANEFORMER.replace(family="llama", lanes=None)
     target = dataclasses.replace(GPU, floats_per_word=6)
     plan = make_plan(config, devices=devices, blocks=132, target=target)
     made = simulate(plan, H200, tokens=1)
