@@ -10,6 +10,9 @@ from jax_mono import settings
 from jax_mono.config import ModelConfig
 from jax_mono.plan import CPU, GPU, Target, TileFormat
 
+_ENOUGH = 0.9
+"""Of the processors; with fewer the memory would not be busy."""
+
 
 def target_of(device: jax.Device) -> Target:
     """The kind of plan that a JAX device runs."""
@@ -30,11 +33,16 @@ def default_devices(config: ModelConfig) -> int:
 def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
     """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
 
+    Every stage waits for the block that has most of it. If a few blocks less would have no more hidden rows each, they
+    are as fast, and have fewer words to exchange.
+
     Args:
         config: The model.
         devices: Devices of the plan that share the cores of this process, or one GPU.
         multiprocessors: Of that GPU; None means the CPU.
     """
     asked = settings.blocks() if multiprocessors is None else None
-    blocks = asked or max(1, (multiprocessors or settings.cores()) // devices)
-    return min(blocks, TileFormat().row_tiles(config.hidden_size))
+    tiles = TileFormat().row_tiles(config.hidden_size)
+    blocks = min(asked or max(1, (multiprocessors or settings.cores()) // devices), tiles)
+    fewer = -(-tiles // -(-tiles // blocks))
+    return fewer if asked is None and fewer >= _ENOUGH * blocks else blocks

@@ -344,12 +344,13 @@ def _device_plan(
         ),
     }
 
-    # Hidden rows are the same for o and down; qkv and up even out the layer, the head evens out the token.
+    # Hidden rows are the same for o and down. A stage lasts as long as on its busiest block: qkv is dealt evenly. Up,
+    # the longest, evens out the layer, and the head the token.
     counts: dict[str, list[int]] = {name: [span.count for span in hidden] for name in ("o", "down")}
     load = [sum(counts[name][block] * drafts[name][1] for name in counts) for block in range(blocks)]
     for name in ("qkv", "up"):
         tiles, words, _ = drafts[name]
-        counts[name] = fill(load, tiles, words)
+        counts[name] = fill(load, tiles, words, at_least=tiles // blocks if name == "qkv" else 0)
         load = [done + count * words for done, count in zip(load, counts[name], strict=True)]
     tiles, words, _ = drafts["head"]
     counts["head"] = fill([done * config.num_layers for done in load], tiles, words)

@@ -127,7 +127,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   if (arch->fewest_slots) {
     auto slot_bytes = [&] { return slot_chunks * kChunkBytes + kBarrierBytes; };
     while (slot_chunks > 1 && (room - kRingAlignment) / slot_bytes() < arch->fewest_slots) --slot_chunks;
-    slots = (room - kRingAlignment) / slot_bytes();
+    slots = (room - kRingAlignment) / slot_bytes() / 2 * 2;  // two threads fill it in turn
     ring = (slots * slot_bytes() + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
     if (slots < arch->fewest_slots)
       refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves too little of " +

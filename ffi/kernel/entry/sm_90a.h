@@ -19,7 +19,7 @@ namespace mono::sm_90a {
 constexpr i32 kAllThreads = kStageThreads + arch::kPumpThreads;
 
 // Copies what every stage looks at into shared memory, and readies the ring.
-MONO_DEVICE void begin(const Call* calls, Call& call, i32& stop) {
+MONO_DEVICE void begin(const Call* calls, Call& call, i32 block, PieceRun* runs, i32& stop) {
   const u32* from = reinterpret_cast<const u32*>(calls + blockIdx.x / Shape::num_blocks);
   for (i32 i = i32(threadIdx.x); i < i32(sizeof(Call) / 4); i += kAllThreads) reinterpret_cast<u32*>(&call)[i] = from[i];
   if (threadIdx.x == 0) {
@@ -31,22 +31,27 @@ MONO_DEVICE void begin(const Call* calls, Call& call, i32& stop) {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
+  if (threadIdx.x < kStages) runs[threadIdx.x] = {call.plan.devices[call.device], call.plan.block(call.device, block), i32(threadIdx.x)};
+  __syncthreads();
 }
 
-// One block: a thread feeds the ring while others run `stages(call, block)`.
+// One block: some threads feed the ring while others run `stages(call, block, runs)`.
 template <class Stages>
 MONO_DEVICE void run(const Call* calls, Stages stages) {
   __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
+  __shared__ alignas(8) unsigned char run_memory[kStages * sizeof(PieceRun)];
   __shared__ i32 stop;
   Call& call = *reinterpret_cast<Call*>(call_memory);
-  begin(calls, call, stop);
+  PieceRun* runs = reinterpret_cast<PieceRun*>(run_memory);
   const i32 block = i32(blockIdx.x) % Shape::num_blocks;
+  begin(calls, call, block, runs, stop);
   if (threadIdx.x >= kStageThreads) {
     arch::give_registers();
-    if (threadIdx.x == kStageThreads) feed_tokens<Weight>(call, block, &stop);
+    const i32 pump = i32(threadIdx.x) - kStageThreads, feeder = pump / arch::kWarp;
+    if (pump % arch::kWarp == 0 && feeder < arch::kFeeders) feed_tokens<Weight>(call, block, runs, feeder, &stop);
   } else {
     arch::take_registers();
-    stages(call, block);
+    stages(call, block, runs);
     arch::sync();
     if (threadIdx.x == 0) *const_cast<volatile i32*>(&stop) = 1;
   }
@@ -58,7 +63,7 @@ MONO_DEVICE void run(const Call* calls, Stages stages) {
 extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_decode(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::sm_90a;
-  run(calls, [](const Call& call, i32 block) {
+  run(calls, [](const Call& call, i32 block, const PieceRun*) {
     char* far = static_cast<char*>(call.scratch) + i64(block) * kFarBytes;
     BlockState<Weight> s(call, block, arch::near_memory(), far);
     run_block(s);
@@ -69,5 +74,5 @@ extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_
 extern "C" __global__ void __launch_bounds__(mono::sm_90a::kAllThreads, 1) mono_stream(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::sm_90a;
-  run(calls, [](const Call& call, i32 block) { drop_tokens<Weight>(call, block); });
+  run(calls, [](const Call& call, i32, const PieceRun* runs) { drop_tokens(call, runs); });
 }

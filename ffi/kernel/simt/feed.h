@@ -10,41 +10,34 @@ MONO_DEVICE bool needs_head(const Request& request, i32 fed) {
   return request.mode != kGenerate || fed + 1 >= request.num_forced;
 }
 
-// Feeds the tape of one token after the other until told to stop.
+// Feeds one of arch::kFeeders shares of the tape of one token after the other, until told to stop. `runs`: per stage.
 template <class T>
-MONO_DEVICE void feed_tokens(const Call& call, i32 block, const volatile i32* stop) {
-  const Device& device = call.plan.devices[call.device];
-  const Block& share = call.plan.block(call.device, block);
-  PieceRun runs[kStages] = {{device, share, 0}, {device, share, 1}, {device, share, 2}, {device, share, 3}, {device, share, 4}};
+MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, int feeder, const volatile i32* stop) {
   const T* layers = static_cast<const T*>(call.layers) + i64(block) * Shape::num_layers * Shape::layer_words;
   const T* head = static_cast<const T*>(call.head) + i64(block) * Shape::head_words;
-  arch::Feed feed(stop);
-  bool going = true;
-  auto run = [&](const PieceRun& pieces, const T* tape) {
-    const T* at = tape + pieces.offset;
-    MONO_ROLLED
-    for (i32 i = 0; i < pieces.count && going; ++i, at += pieces.words) going = feed.copy(at, pieces.words * sizeof(T));
+  arch::Feed feed(feeder, stop);
+  auto copy = [&](i32 stage, const T* tape) {
+    const PieceRun& run = runs[stage];
+    return feed.copy(reinterpret_cast<const char*>(tape + run.offset), u32(run.words) * u32(sizeof(T)), run.count);
   };
+  bool going = true;
   MONO_ROLLED
   for (i32 fed = 0; going; ++fed) {
+    const T* tape = layers;
     MONO_ROLLED
-    for (i32 layer = 0; layer < Shape::num_layers; ++layer)
-#pragma unroll
-      for (i32 stage = 0; stage < kHead; ++stage) run(runs[stage], layers + i64(layer) * Shape::layer_words);
-    if (needs_head(call.request, fed)) run(runs[kHead], head);
+    for (i32 layer = 0; layer < Shape::num_layers && going; ++layer, tape += Shape::layer_words)
+      MONO_ROLLED
+      for (i32 stage = 0; stage < kHead && going; ++stage) going = copy(stage, tape);
+    if (going && needs_head(call.request, fed)) going = copy(kHead, head);
   }
   feed.drain();
 }
 
 // Takes the pieces of `budget` tokens off the ring.
-template <class T>
-MONO_DEVICE void drop_tokens(const Call& call, i32 block) {
-  const Device& device = call.plan.devices[call.device];
-  const Block& share = call.plan.block(call.device, block);
+MONO_DEVICE void drop_tokens(const Call& call, const PieceRun* runs) {
   i32 pieces = 0;
   MONO_ROLLED
-  for (i32 stage = 0; stage < kStages; ++stage)
-    pieces += PieceRun(device, share, stage).count * (stage == kHead ? 1 : Shape::num_layers);
+  for (i32 stage = 0; stage < kStages; ++stage) pieces += runs[stage].count * (stage == kHead ? 1 : Shape::num_layers);
   arch::Pump pump;
   MONO_ROLLED
   for (i32 fed = 0; fed < call.request.budget; ++fed) {

@@ -18,15 +18,20 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, Span run, i32 chunks,
   const i32 parts = part_stride ? stage.lanes : 1, width = stage.width;
   const i32 pieces = width / (chunks * arch::kTileCols), per_tile = parts * pieces, round = kMaxPieces / per_tile;
   const i32 first_lane = touched_lanes(stage, run).first, tiles_per_lane = stage.tiles_per_lane;
+  // Which piece of which part of which tile, and the tile's lane: counted on, because divisions take long.
+  i32 lane = 0;
   MONO_ROLLED
   for (i32 begin = 0; begin < run.count; begin += round) {
     const i32 tiles = run.count - begin < round ? run.count - begin : round;
+    i32 tile = 0, part = 0, k = pump.first();
     MONO_ROLLED
-    for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps) {
-      const i32 part_index = p / pieces, k = p - part_index * pieces;
-      const i32 tile = part_index / parts, part = part_index - tile * parts;
-      const i32 lane = part_stride ? part : (run.first + begin + tile) / tiles_per_lane - first_lane;
-      const T* x = activations + lane * width + k * chunks * arch::kTileCols;
+    for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps, k += arch::kWarps) {
+      MONO_ROLLED
+      for (; k >= pieces; k -= pieces)
+        if (++part == parts) part = 0, ++tile;
+      MONO_ROLLED
+      while (run.first + begin + tile >= (first_lane + lane + 1) * tiles_per_lane) ++lane;
+      const T* x = activations + (part_stride ? part : lane) * width + k * chunks * arch::kTileCols;
       const float y = pump.dot(p, tape + i64(begin * per_tile + p) * chunks * kChunkWords, x, chunks);
       if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
     }
