@@ -100,7 +100,7 @@ def test_random_executions_of_larger_plans_are_right(name: str) -> None:
 
 @pytest.mark.parametrize(("devices", "blocks"), [(1, 16), (8, 2)])
 def test_reads_come_before_what_overwrites_them_in_the_real_model(devices: int, blocks: int) -> None:
-    assert check_order(Case(preset("laneformer-2b"), devices, blocks, tokens=THREE).machine()) > 1000
+    assert check_order(Case(preset("laneformer-2b"), devices, blocks, tokens=THREE[:2]).machine()) > 1000
 
 
 @pytest.mark.parametrize("tokens", [THREE, MIXED])
