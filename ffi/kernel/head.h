@@ -51,6 +51,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
     for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = tree_sum(parts[k], h.num_devices) * factor;
     arch::store_word(to + w, arch::pack(tag, payload));
   });
+  arch::sync();  // no thread waits for the sums before the block has what it adds to them: a wait in vain names the cause
 }
 
 // Leaves the logits of the block's own vocabulary rows in scratch.rows.
