@@ -27,7 +27,7 @@ Array = jax.Array
 PREFILL_CHUNK = 128
 """Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
 
-SHORT_PROMPT = 32
+SHORT_PROMPT = 20
 """So many new tokens at most are fed through the resident program itself. The Flax layers first unpack every matrix,
 which costs as much as some tens of tokens."""
 

@@ -33,6 +33,7 @@ SOURCES = (
     "ffi/host/rendezvous.cc",
     "ffi/host/failure.cc",
     "ffi/host/session.cc",
+    "ffi/host/trace.cc",
     "ffi/host/gpu_memory.cc",
     "ffi/host/driver.cc",
     "ffi/host/driver_cuda.cc",

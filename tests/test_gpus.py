@@ -113,9 +113,9 @@ def plan_of(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_gpu_is_used_where_jax_has_one(here: list[native.Gpu], plan_of) -> None:
     plan = plan_of()
-    assert (plan.target, plan.num_devices, plan.num_blocks) == (GPU, 1, 132)
+    assert (plan.target, plan.num_devices, plan.num_blocks) == (GPU, 1, 128)
     plan = plan_of(devices=4, dtype="float16")  # of one GPU
-    assert (plan.target, plan.num_devices, plan.num_blocks) == (GPU, 4, 33)
+    assert (plan.target, plan.num_devices, plan.num_blocks) == (GPU, 4, 32)
     assert plan_of(blocks=7).num_blocks == 7
     plan = plan_of(mesh=make_mesh(2), blocks=1)  # of the CPU, whatever JAX prefers
     assert (plan.target, plan.num_devices) == (CPU, 2)

@@ -221,16 +221,20 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     constexpr i32 kBatch = arch::kWordsInFlight;
     MONO_ROLLED
     for (i32 begin = 0; begin < splits; begin += kBatch) {
+      const arch::Word* at[kBatch];
       arch::Word parts[kBatch];
       MONO_UNROLLED
-      for (i32 b = 0; b < kBatch; ++b)
-        if (begin + b < splits) parts[b] = arch::load_word(part(query, begin + b) + kPartHead + w);
+      for (i32 b = 0; b < kBatch; ++b) {
+        if (begin + b >= splits) break;
+        at[b] = part(query, begin + b) + kPartHead + w;
+        parts[b] = arch::load_word(at[b]);
+      }
       MONO_UNROLLED
       for (i32 b = 0; b < kBatch; ++b) {
         const i32 k = begin + b;
-        if (k >= splits) continue;
+        if (k >= splits) break;
         float values[kFloatsPerWord];
-        arch::unpack(s.link.confirm(parts[b], part(query, k) + kPartHead + w, kAttentionParts, layer), values);
+        arch::unpack(s.link.confirm(parts[b], at[b], kAttentionParts, layer), values);
         for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * splits + k) * 2] * values[j];
       }
     }

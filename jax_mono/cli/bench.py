@@ -7,6 +7,7 @@ import datetime
 import gc
 import itertools
 import resource
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,8 +135,8 @@ def _kernel_run(decoder: Decoder, tokens: Sequence[int], new_tokens: int) -> _Ti
     return _Timing(arrivals)
 
 
-def _bandwidth(decoder: Decoder, repeats: int = 3) -> dict[int, float]:
-    """Bytes per second by number of streams per thread, best of a few passes.
+def _bandwidth(decoder: Decoder, repeats: int = 5) -> dict[int, float]:
+    """Bytes per second by number of streams per thread, median of a few passes: decoding is no lucky moment either.
 
     With a mesh all threads read the first device's tapes, which are as large as the others'.
     """
@@ -144,7 +145,8 @@ def _bandwidth(decoder: Decoder, repeats: int = 3) -> dict[int, float]:
     threads = decoder.plan.num_devices * decoder.plan.num_blocks
     layers = decoder.tapes.layers.addressable_shards[0].data
     return {
-        streams: max(native.read_bandwidth(layers, threads, streams) for _ in range(repeats)) for streams in _STREAMS
+        streams: statistics.median(native.read_bandwidth(layers, threads, streams) for _ in range(repeats))
+        for streams in _STREAMS
     }
 
 
