@@ -17,7 +17,7 @@ from tiny import tiny
 
 from jax_mono import decoder as decoder_module
 from jax_mono.config import Lanes
-from jax_mono.decode import Cache, Finish, Generation, generate
+from jax_mono.decode import SHORT_PROMPT, Cache, Finish, Generation, generate
 from jax_mono.decoder import Decoder
 from jax_mono.models.source import ArraySource
 from jax_mono.native import TARGET
@@ -279,7 +279,7 @@ def test_a_program_that_asks_for_too_much_is_refused_when_it_runs(donating: Trac
 
 
 def test_a_program_without_a_token_to_start_from_is_refused_when_it_runs(donating: Traced, decoder: Decoder) -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="0 tokens to feed, must be between 1 and 32"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"0 tokens to feed, must be between 1 and {SHORT_PROMPT}"):
         jax.block_until_ready(donating(decoder.new_cache(), padded([]), length=0, budget=4, sampling=Sampling()))
 
 

@@ -153,7 +153,7 @@ def assert_same_caches(actual: Cache, expected: Cache, bound: float) -> None:
         np.testing.assert_allclose(filled, wanted, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("length", [1, 2, 31, 32])
+@pytest.mark.parametrize("length", [1, 2, decode.SHORT_PROMPT - 1, decode.SHORT_PROMPT])
 def test_a_short_prompt_is_fed_by_the_resident_program(talker: Decoder, length: int) -> None:
     """To the last bit what scoring leaves, which feeds every token; the Flax layers round differently."""
     prompt = some_tokens(length, seed=length)

@@ -13,7 +13,7 @@ static_assert(Shape::head_dim % kUnit == 0, "head_dim must be a multiple of 4");
 // Lanes that share a position: as few as leave queries and outputs in registers.
 constexpr i32 team_lanes() {
   i32 lanes = 8;
-  constexpr i32 most = arch::kWarp == 64 ? 24 : 16;  // elements of queries; a wave of 64 has more registers
+  constexpr i32 most = 16;  // elements of queries
   while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit * Shape::queries_per_kv > most) lanes *= 2;
   return lanes;
 }
