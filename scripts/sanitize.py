@@ -275,8 +275,8 @@ RACES = {
     ),
     "every split writes the KV cache": (
         "ffi/kernel/attention.h",
-        "visible.last_chunk % h.kv_splits == split;",
-        "true;",
+        "return last_chunk % h.kv_splits == split;",
+        "return true;",
     ),
     "blocks share scratch memory": (
         "ffi/host/variant_body.h",
@@ -304,8 +304,8 @@ OVERRUNS = {
 WRONG_TOKENS = {
     "a block takes the word of the token before": (
         "ffi/kernel/handoff.h",
-        "if (arch::tag_of(word) == tag) return word;\n    return failed",
-        "if (arch::tag_of(word) + 1 >= tag) return word;\n    return failed",
+        "if (arch::tag_of(word) == tag) return word;\n    return wait_long",
+        "if (arch::tag_of(word) + 1 >= tag) return word;\n    return wait_long",
     ),
 }
 MUTANTS = {"thread": RACES | WRONG_TOKENS, "address": OVERRUNS | WRONG_TOKENS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -25,3 +26,12 @@ def test_no_block_races_with_another(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert len(json.loads(report.read_text())["cases"]) > 50
+
+
+def test_mutants_have_something_to_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fault that --mutants puts into the sources replaces a text that stands there once."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    script = importlib.import_module("sanitize")
+    for faults in script.MUTANTS.values():
+        for path, right, _ in faults.values():
+            assert (script.ROOT / path).read_text().count(right) == 1, f"{path} does not say {right!r} once"
