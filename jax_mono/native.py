@@ -265,11 +265,14 @@ def read_bandwidth(array: jax.Array, threads: int, streams: int) -> float:
     """Bytes per second with which ``threads`` threads read a single-device CPU array once.
 
     Raises:
-        ValueError: The array is cut over several devices.
+        ValueError: The array is cut over several devices, or not on a CPU.
     """
     if len(array.addressable_shards) != 1:
         raise ValueError("read_bandwidth needs an array on one device; pass one of its shards")
-    pointer = array.addressable_shards[0].data.unsafe_buffer_pointer()
+    shard = array.addressable_shards[0]
+    if shard.device.platform != "cpu":
+        raise ValueError(f"read_bandwidth reads arrays of CPUs, this one is on {shard.device}")
+    pointer = shard.data.unsafe_buffer_pointer()
     return library().mono_read_bandwidth(pointer, array.nbytes, threads, streams)
 
 

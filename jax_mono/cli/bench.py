@@ -87,10 +87,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jax_mono.cli.machine import set_up_jax
     from jax_mono.cli.models import open_model, pack_decoder
+    from jax_mono.config import ConfigError
+    from jax_mono.packing import home
 
     if arguments.new_tokens < 2:
         raise ValueError("--new-tokens must be at least 2: speed is measured between tokens")
     set_up_jax(arguments.form, arguments.devices)
+    if home().platform != "cpu":
+        raise ConfigError(
+            "bench compares with the read bandwidth of CPUs and cannot measure GPUs; set JAX_PLATFORMS=cpu"
+        )
     source = open_model(arguments)
     config = source.config
     needed = arguments.prompt_tokens + arguments.new_tokens

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 from kernel.common import make_decoder
 from tiny import tiny
 
-from jax_mono import make_plan
+from jax_mono import make_plan, native, packing
 from jax_mono.cli import bench
 from jax_mono.cli.models import TINY
 
@@ -109,3 +110,13 @@ def test_mesh(run) -> None:
 def test_bad_input(run, options: list[str], message: str) -> None:
     ran = run("bench", "--model", "tiny", "--random-weights", *options)
     assert ran.code == 2 and message in ran.err
+
+
+def test_gpus_are_refused_before_anything_is_packed(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is not the processor's to read."""
+    monkeypatch.setattr(packing, "home", lambda: SimpleNamespace(platform="gpu"))
+    ran = run("bench", "--model", "tiny", "--random-weights", *WORK)
+    assert ran.code == 2 and "cannot measure GPUs; set JAX_PLATFORMS=cpu" in ran.err
+    array = SimpleNamespace(addressable_shards=[SimpleNamespace(device=SimpleNamespace(platform="gpu"))])
+    with pytest.raises(ValueError, match="reads arrays of CPUs"):
+        native.read_bandwidth(array, 1, 1)
