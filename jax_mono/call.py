@@ -27,10 +27,15 @@ Array = jax.Array
 
 
 class Mode(enum.IntEnum):
-    """What the call does; mirrors ``Mode`` in ffi/kernel/call.h."""
+    """What the call does; mirrors ``Mode`` in ffi/kernel/call.h and ``kStreamBenchmark`` in ffi/host/operands.h.
+
+    ``STREAM`` passes the tapes as decoding does, ``budget`` times, and computes nothing: the limit of decoding. GPUs
+    only.
+    """
 
     GENERATE = 0
     SCORE = 1
+    STREAM = 2
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import jax
+from jax.sharding import Mesh
 
-from jax_mono import settings
+from jax_mono import gpus, settings
 from jax_mono.config import ModelConfig
-from jax_mono.plan import CPU, GPU, Target, TileFormat
+from jax_mono.plan import CPU, GPU, Plan, Target, TileFormat, make_plan
 
 _ENOUGH = 0.9
 """Of the processors; with fewer the memory would not be busy."""
@@ -46,3 +47,33 @@ def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | Non
     blocks = min(asked or max(1, (multiprocessors or settings.cores()) // devices), tiles)
     fewer = -(-tiles // -(-tiles // blocks))
     return fewer if asked is None and fewer >= _ENOUGH * blocks else blocks
+
+
+def plan_for(
+    config: ModelConfig, device: jax.Device, *, devices: int | None, blocks: int | None, mesh: Mesh | None
+) -> Plan:
+    """Plans a model for the processor at hand.
+
+    Args:
+        config: The model.
+        device: Where it is to run; with a mesh, the first device of that.
+        devices: Devices that share the model, or None for what is best; a mesh sets it.
+        blocks: Blocks per device, or None for what is best.
+        mesh: For one call per JAX device, or None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: The model cannot be cut like this.
+        NativeError: The GPU cannot be used.
+    """
+    on_cpu = device.platform == "cpu"
+    if mesh is not None:
+        devices = mesh.devices.size
+    if devices is None:
+        devices = default_devices(config) if on_cpu and blocks is None else 1
+    if blocks is None:
+        sharing = devices if mesh is None or on_cpu else 1
+        blocks = default_blocks(config, sharing, None if on_cpu else gpus.gpu_of(device).multiprocessors)
+    return make_plan(config, devices=devices, blocks=blocks, target=target_of(device))

@@ -17,14 +17,16 @@ from jax.typing import DTypeLike
 
 from jax_mono import gpus
 from jax_mono.call import LostHandoff
-from jax_mono.cut import default_blocks, default_devices, target_of
+from jax_mono.config import ModelConfig
+from jax_mono.cut import plan_for
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.models.source import OnTensor, WeightSource
 from jax_mono.packing import home, mesh_devices, pack
-from jax_mono.plan import Plan, make_plan
+from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS
+from jax_mono.random_tapes import random_tapes
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.stream import Token, TokenStream
 from jax_mono.tape import Tapes
@@ -153,19 +155,46 @@ class Decoder:
             CheckpointError: The checkpoint cannot be read.
             NativeError: There is no program for this GPU.
         """
-        if mesh is not None:
-            devices = mesh.devices.size
         device = home() if mesh is None else mesh.devices.flat[0]
         gpus.check(device, dtype)
-        if devices is None:
-            devices = default_devices(source.config) if device.platform == "cpu" and blocks is None else 1
-        if blocks is None:
-            gpu = None if device.platform == "cpu" else gpus.gpu_of(device)
-            sharing = devices if mesh is None or gpu is None else 1
-            blocks = default_blocks(source.config, sharing, None if gpu is None else gpu.multiprocessors)
-        plan = make_plan(source.config, devices=devices, blocks=blocks, target=target_of(device))
+        plan = plan_for(source.config, device, devices=devices, blocks=blocks, mesh=mesh)
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
+
+    @classmethod
+    def random(
+        cls,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        devices: int | None = None,
+        blocks: int | None = None,
+        context: int | None = None,
+        mesh: Mesh | None = None,
+        seed: int = 0,
+    ) -> Decoder:
+        """Plans a model and draws its weights where they will be, which takes moments; for measuring speed.
+
+        Args:
+            config: The model.
+            seed: Of the weights.
+            dtype: See :meth:`from_source`, also for the others.
+            devices: As there.
+            blocks: As there.
+            context: As there.
+            mesh: As there.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            ConfigError: The model cannot be cut like this, or does not run with such weights there.
+            NativeError: There is no program for this GPU.
+        """
+        device = home() if mesh is None else mesh.devices.flat[0]
+        gpus.check(device, dtype)
+        plan = plan_for(config, device, devices=devices, blocks=blocks, mesh=mesh)
+        return cls(plan, random_tapes(plan, dtype=dtype, mesh=mesh, seed=seed), context=context, mesh=mesh)
 
     def new_cache(self) -> Cache:
         """An empty conversation."""
