@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import itertools
 import resource
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_mono import settings
@@ -22,21 +20,25 @@ if TYPE_CHECKING:
     from jax_mono.models.source import WeightSource
 
 _DESCRIPTION = """\
-Measures decoding of one sequence. Every token reads all weights once, so the time to beat is their size over the
-bandwidth with which this machine reads memory. Others may share that, so it is measured before and after every run, by
-the same number of threads on the very arrays that hold the weights, and each run is compared with the better of the
-two.
+Measures decoding of one sequence. Every token reads all weights once, so the time to beat is their size over the rate
+at which this machine reads them. That is measured before and after every run, and each run is compared with the better
+of the two. On a CPU as many threads as decode read the very arrays that hold the weights; on GPUs the resident program
+passes its weights through the same blocks and computes nothing.
 
   jax-mono bench --model laneformer-2b --random-weights
   jax-mono bench --model DIR --dtype float32 --new-tokens 128 --json
   jax-mono bench --model smollm2-135m --random-weights --baseline flax
+  jax-mono bench --model laneformer-2b --random-weights --contexts 128,2048,4096 --plot contexts.svg
+
+Speed counts the tokens after the first; prefill is the tokens of the prompt over the time to the first token. With
+--contexts, decoding is also measured behind conversations made up of random keys and values; every run ends where the
+context is full.
 
 --baseline flax also times a token loop around one jitted step of the reference model, with a donated cache, in the
 same run: as many tokens as the kernel's runs have, but no longer than --baseline-seconds, and at least 3. Peak memory
 is read before that starts, and the kernel's weights are freed.
 """
 
-_STREAMS = (1, 2, 4, 8)
 _GB = 1e9
 _FEWEST = 3
 """Tokens of the baseline that are timed in any case."""
@@ -57,6 +59,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     work.add_argument("--prompt-tokens", metavar="N", type=options.count, default=32, help="length of the prompt")
     work.add_argument("--new-tokens", metavar="N", type=options.count, default=64, help="tokens per run, at least 2")
     work.add_argument("--runs", metavar="N", type=options.count, default=5, help="runs after a first one that compiles")
+    work.add_argument(
+        "--contexts", metavar="N,N", type=options.counts, default=[], help="also measure up to these contexts"
+    )
+    work.add_argument("--plot", metavar="FILE", type=Path, help="draw speed by context: .svg, .png or .pdf")
     work.add_argument("--baseline", choices=("flax",), help="also measure the reference model")
     work.add_argument(
         "--baseline-seconds", metavar="S", type=options.seconds, default=60.0,
@@ -66,62 +72,49 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class _Timing:
-    """One run: seconds from the call to each token."""
-
-    arrivals: tuple[float, ...]
-
-    @property
-    def tokens_per_s(self) -> float:
-        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
-
-    @property
-    def gaps(self) -> list[float]:
-        return [after - before for before, after in itertools.pairwise(self.arrivals)]
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Measures."""
     import numpy as np
 
+    from jax_mono.cli.bench_contexts import check_contexts, plot, sweep
+    from jax_mono.cli.bench_runs import against_limit, measure_limit, speed, timed_run
     from jax_mono.cli.machine import set_up_jax
-    from jax_mono.cli.models import open_model, pack_decoder
-    from jax_mono.config import ConfigError
-    from jax_mono.packing import home
+    from jax_mono.cli.models import open_model
+    from jax_mono.limit import bytes_per_token
 
     if arguments.new_tokens < 2:
         raise ValueError("--new-tokens must be at least 2: speed is measured between tokens")
+    if arguments.plot and not arguments.contexts:
+        raise ValueError("--plot draws speed by context; name some with --contexts, such as 128,512,2048")
     set_up_jax(arguments.form, arguments.devices)
-    if home().platform != "cpu":
-        raise ConfigError(
-            "bench compares with the read bandwidth of CPUs and cannot measure GPUs; set JAX_PLATFORMS=cpu"
-        )
     source = open_model(arguments)
     config = source.config
     needed = arguments.prompt_tokens + arguments.new_tokens
-    context = arguments.context or needed
+    context = arguments.context or max(needed, *arguments.contexts, 0)
     if not needed <= context <= config.max_position_embeddings:
         raise ValueError(
             f"{arguments.prompt_tokens} prompt tokens and {arguments.new_tokens} new ones need a context from {needed} "
             f"to the model's {config.max_position_embeddings}, not {context}"
         )
+    check_contexts(arguments.contexts, context)
     rss_before = _peak_rss()
     started = time.perf_counter()
-    decoder = pack_decoder(source, arguments, devices=arguments.devices, form=arguments.form, context=context)
+    decoder = _decoder(source, arguments, context)
     pack_s = time.perf_counter() - started
     tokens = np.random.default_rng(arguments.seed).integers(0, config.vocab_size, arguments.prompt_tokens).tolist()
 
-    first = _kernel_run(decoder, tokens, arguments.new_tokens)
-    bandwidths, timings = [_bandwidth(decoder)], []
+    first = timed_run(decoder, tokens, arguments.new_tokens)
+    limits, timings = [measure_limit(decoder)], []
     for _ in range(arguments.runs):
-        timings.append(_kernel_run(decoder, tokens, arguments.new_tokens))
-        bandwidths.append(_bandwidth(decoder))
+        timings.append(timed_run(decoder, tokens, arguments.new_tokens))
+        limits.append(measure_limit(decoder))
     record = _about(arguments, decoder, context)
     record |= {"pack_s": pack_s, "first_call_s": first.arrivals[-1]}
-    record |= _speed(timings)
-    record |= _against_bandwidth(decoder, bandwidths, timings)
+    record |= speed(timings, arguments.prompt_tokens)
+    record |= against_limit(bytes_per_token(decoder.plan, decoder.tapes), limits, timings)
     record |= _memory(decoder, rss_before)
+    if arguments.contexts:
+        record["contexts"] = sweep(decoder, arguments.contexts, arguments.new_tokens, arguments.runs)
     if arguments.baseline:
         del decoder  # a large model does not fit into memory twice
         gc.collect()  # only now JAX lets go of the memory that packing made
@@ -130,35 +123,35 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(record)
     else:
         _print(record)
+    if arguments.plot:
+        plot(record, arguments.plot)
+        note(f"wrote {arguments.plot}", quiet=arguments.quiet)
     return 0
 
 
-def _kernel_run(decoder: Decoder, tokens: Sequence[int], new_tokens: int) -> _Timing:
-    started = time.perf_counter()
-    with decoder.stream(tokens, max_new_tokens=new_tokens, stop=[]) as stream:
-        arrivals = tuple(time.perf_counter() - started for _ in stream)
-        stream.result()
-    return _Timing(arrivals)
+def _decoder(source: WeightSource, arguments: argparse.Namespace, context: int) -> Decoder:
+    """Packs weights; on GPUs, random ones are made there, for copying a large model takes minutes."""
+    from jax_mono.cli.machine import device_mesh
+    from jax_mono.cli.models import pack_decoder
+    from jax_mono.decoder import Decoder
+    from jax_mono.packing import home
 
-
-def _bandwidth(decoder: Decoder, repeats: int = 5) -> dict[int, float]:
-    """Bytes per second by number of streams per thread, median of a few passes: decoding is no lucky moment either.
-
-    With a mesh all threads read the first device's tapes, which are as large as the others'.
-    """
-    from jax_mono import native
-
-    threads = decoder.plan.num_devices * decoder.plan.num_blocks
-    layers = decoder.tapes.layers.addressable_shards[0].data
-    return {
-        streams: statistics.median(native.read_bandwidth(layers, threads, streams) for _ in range(repeats))
-        for streams in _STREAMS
-    }
+    if not arguments.random_weights or home().platform == "cpu":
+        return pack_decoder(source, arguments, devices=arguments.devices, form=arguments.form, context=context)
+    return Decoder.random(
+        source.config,
+        dtype=arguments.dtype,
+        devices=arguments.devices,
+        blocks=arguments.blocks,
+        context=context,
+        mesh=device_mesh(arguments.devices or 1) if arguments.form == "mesh" else None,
+        seed=arguments.seed,
+    )
 
 
 def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dict[str, Any]:
-    from jax_mono import native
     from jax_mono.cli import machine
+    from jax_mono.packing import home
 
     found = machine.versions()
     return {
@@ -175,7 +168,8 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
         "devices": decoder.plan.num_devices,
         "blocks": decoder.plan.num_blocks,
         "form": arguments.form,
-        "variant": native.cpu_variant(),
+        "variant": machine.variant(),
+        "device": machine.cpu_model() if home().platform == "cpu" else home().device_kind,
         "cpu": machine.cpu_model(),
         "cores": settings.cores(),
         "memory_bytes": machine.memory()[0],
@@ -184,58 +178,18 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
     }
 
 
-def _speed(timings: Sequence[_Timing]) -> dict[str, Any]:
-    import numpy as np
-
-    speeds = [timing.tokens_per_s for timing in timings]
-    gaps = np.concatenate([timing.gaps for timing in timings])
-    return {
-        "tokens_per_s": float(np.median(speeds)),
-        "tokens_per_s_min": min(speeds),
-        "tokens_per_s_max": max(speeds),
-        "inter_token_p50_s": float(np.percentile(gaps, 50)),
-        "inter_token_p99_s": float(np.percentile(gaps, 99)),
-        "first_token_s": float(np.median([timing.arrivals[0] for timing in timings])),
-    }
-
-
-def _against_bandwidth(
-    decoder: Decoder, bandwidths: Sequence[dict[int, float]], timings: Sequence[_Timing]
-) -> dict[str, Any]:
-    """Compares runs with the bandwidth; there is one more measurement of it than there are runs."""
-    import numpy as np
-
-    plan = decoder.plan
-    words = sum(
-        plan.block_words(device, block) for device in range(plan.num_devices) for block in range(plan.num_blocks)
-    )
-    bytes_per_token = words * decoder.tapes.dtype.itemsize
-    best = [max(by_streams.values()) for by_streams in bandwidths]
-    beside = [max(pair) for pair in itertools.pairwise(best)]
-    rates = [timing.tokens_per_s * bytes_per_token for timing in timings]
-    fractions = [rate / limit for rate, limit in zip(rates, beside, strict=True)]
-    return {
-        "bytes_per_token": bytes_per_token,
-        "decode_bytes_per_s": float(np.median(rates)),
-        "read_bandwidth_bytes_per_s": float(np.median(beside)),
-        "read_bandwidth_min_bytes_per_s": min(best),
-        "read_bandwidth_max_bytes_per_s": max(best),
-        **{
-            f"read_bandwidth_{streams}_streams_bytes_per_s": max(by_streams[streams] for by_streams in bandwidths)
-            for streams in _STREAMS
-        },
-        "limit_tokens_per_s": float(np.median(beside)) / bytes_per_token,
-        "fraction_of_read_bandwidth": float(np.median(fractions)),
-        "fraction_of_read_bandwidth_min": min(fractions),
-        "fraction_of_read_bandwidth_max": max(fractions),
-    }
-
-
 def _memory(decoder: Decoder, rss_before: int) -> dict[str, Any]:
-    cache = decoder.new_cache()
+    import jax
+
+    from jax_mono.packing import home
+
+    cache = jax.eval_shape(decoder.new_cache)
+    on_device = home().memory_stats() or {}
+    peak = on_device.get("peak_bytes_in_use")
     return {
         "weight_bytes": decoder.tapes.nbytes,
-        "kv_cache_bytes": cache.k.nbytes + cache.v.nbytes,
+        "kv_cache_bytes": sum(part.size * part.dtype.itemsize for part in (cache.k, cache.v)),
+        **({} if peak is None else {"peak_device_bytes": peak}),
         "rss_before_packing_bytes": rss_before,
         "peak_rss_bytes": _peak_rss(),
     }
@@ -257,6 +211,7 @@ def _baseline(
     import jax.numpy as jnp
     import numpy as np
 
+    from jax_mono.cli.bench_runs import Timing
     from jax_mono.cli.flax_decoder import FlaxDecoder, step
     from jax_mono.cli.models import as_dtype
 
@@ -269,7 +224,7 @@ def _baseline(
         token, _, _, cache = step(source.config, decoder.params, cache, token, np.int32(position))
         jax.block_until_ready((token, cache))
         arrivals.append(time.perf_counter())
-    gaps = _Timing(tuple(arrivals)).gaps
+    gaps = Timing(tuple(arrivals)).gaps
     found = 1.0 / float(np.median(gaps))
     return {
         "baseline": "flax",
@@ -295,7 +250,9 @@ def _print(record: dict[str, Any]) -> None:
     def gb(name: str) -> str:
         return f"{record[name] / _GB:.2f} GB"
 
-    where = f"{record['devices']} x {record['blocks']} blocks ({record['variant']}) on {record['cpu']}"
+    where = f"{record['devices']} x {record['blocks']} blocks ({record['variant']}) on {record['device']}"
+    name = record["limit"]
+    how = {"read_bandwidth": "read", "stream_limit": "passed through the resident program"}[name]
     lines = {
         "model": f"{record['model']}, {record['parameters']:,} parameters, {record['dtype']}, "
         f"{record['weights']} weights",
@@ -305,11 +262,12 @@ def _print(record: dict[str, Any]) -> None:
         f"{record['tokens_per_s_max']:.2f})",
         "latency": f"{1e3 * record['inter_token_p50_s']:.2f} ms between tokens (p99 "
         f"{1e3 * record['inter_token_p99_s']:.2f} ms), first token after {record['first_token_s']:.3f} s",
+        "prefill": f"{record['prefill_tokens_per_s']:.1f} tokens/s of the prompt, first token included",
         "stream": f"{gb('bytes_per_token')} per token, {gb('decode_bytes_per_s')}/s",
-        "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb('read_bandwidth_bytes_per_s')}/s read before or "
-        f"after a run (median; {gb('read_bandwidth_min_bytes_per_s')}/s to {gb('read_bandwidth_max_bytes_per_s')}/s)",
-        "reached": f"{record['fraction_of_read_bandwidth']:.0%} of the bandwidth around each run (median; "
-        f"{record['fraction_of_read_bandwidth_min']:.0%} to {record['fraction_of_read_bandwidth_max']:.0%})",
+        "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb(f'{name}_bytes_per_s')}/s {how} before or after "
+        f"a run (median; {gb(f'{name}_min_bytes_per_s')}/s to {gb(f'{name}_max_bytes_per_s')}/s)",
+        "reached": f"{record[f'fraction_of_{name}']:.0%} of the limit around each run (median; "
+        f"{record[f'fraction_of_{name}_min']:.0%} to {record[f'fraction_of_{name}_max']:.0%})",
         "memory": f"{gb('weight_bytes')} weights + {gb('kv_cache_bytes')} KV cache; peak {gb('peak_rss_bytes')}, "
         f"{gb('rss_before_packing_bytes')} of it before packing",
         "times": f"packing {record['pack_s']:.1f} s, first call with compiling {record['first_call_s']:.1f} s",
@@ -319,5 +277,10 @@ def _print(record: dict[str, Any]) -> None:
             f"{record['baseline_tokens_per_s']:.2f} tokens/s with a jitted Flax step (median of "
             f"{record['baseline_tokens']} tokens); the kernel is {record['times_baseline']:.2f} times as fast"
         )
-    for name, text in lines.items():
-        print(f"{name:9} {text}")
+    for title, text in lines.items():
+        print(f"{title:9} {text}")
+    for row in record.get("contexts", ()):
+        print(
+            f"context   {row['context']}: {row['tokens_per_s']:.2f} tokens/s ({row['tokens_per_s_min']:.2f} to "
+            f"{row['tokens_per_s_max']:.2f}), {row[f'fraction_of_{name}']:.0%} of the limit"
+        )
