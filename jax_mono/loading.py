@@ -29,13 +29,13 @@ def load(
 
     Example::
 
-        decoder = jax_mono.load("smollm2-135m-instruct")
+        decoder = jax_mono.load("mini-coder")
         for token in decoder.stream("def fibonacci(n):", max_new_tokens=64):
             ...
 
     Args:
-        checkpoint: A Hugging Face directory, a GGUF file, an Orbax checkpoint, the name of a preset whose weights are
-            installed as a package, or a model of the Hugging Face hub.
+        checkpoint: A Hugging Face directory, a GGUF file, an Orbax checkpoint, ``mini-coder``,
+            ``smollm2-135m-instruct`` where its package is installed, or a model of the Hugging Face hub.
         dtype: Of weights and KV cache: bfloat16 anywhere, float32 on the CPU, float16 on GPUs.
         devices: Devices that share the model; without a mesh they are groups of threads of one call on the CPU, groups
             of blocks of one GPU. None takes what is best there.

@@ -58,7 +58,7 @@ Runs language models under JAX as one resident kernel: one launch per generation
 Start with
 
   jax-mono doctor                          what this machine can run, and why not
-  jax-mono generate --prompt "Hello"       text from SmolLM2-135M-Instruct
+  jax-mono generate --prompt "class A:"    code from mini-coder, which comes with jax-mono
   jax-mono generate -c DIR --prompt "..."  text from a Hugging Face, GGUF or Orbax checkpoint
   jax-mono chat                            a conversation in the terminal
   jax-mono serve                           a page to try it on, and an OpenAI-compatible API

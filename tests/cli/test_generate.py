@@ -45,6 +45,13 @@ def base(chat_model: Path) -> list[object]:
     return ["generate", "-c", chat_model, "--no-chat", "-p", PROMPT, "-n", "8", "--dtype", "float32", "--blocks", "2"]
 
 
+def test_without_a_name_the_model_that_ships_goes_on_with_code(run) -> None:
+    record = run("generate", "-p", "class Matrix:", "-n", "12", "--json").record
+    assert (record["model"], record["text"][:9]) == ("mini-coder", "\n    def ")
+    ran = run("generate", "-p", "Hello", "--system", "Be kind.")
+    assert (ran.code, ran.out) == (2, "") and "no chat template; use a model tuned for conversation" in ran.err
+
+
 def test_text_goes_to_stdout_and_timings_to_stderr(run, base, chat_model: Path) -> None:
     record = run(*base, "--json").record
     ran = run(*base)

@@ -29,6 +29,15 @@ def test_help_teaches(run, command: str) -> None:
     assert "None" not in ran.out and "[]" not in ran.out
 
 
+@pytest.mark.parametrize("command", ["bench", "generate", "logits", "parity", "serve"])
+def test_the_default_is_the_model_that_ships(run, command: str) -> None:
+    assert "(default: mini-coder)" in " ".join(run(command, "--help").out.split())
+
+
+def test_a_conversation_has_a_model_that_was_tuned_for_it(run) -> None:
+    assert "(default: smollm2-135m-instruct)" in " ".join(run("chat", "--help").out.split())
+
+
 def test_help_needs_no_jax(tmp_path: Path) -> None:
     code = """
 import sys

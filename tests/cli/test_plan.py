@@ -18,6 +18,11 @@ def test_preset(run) -> None:
     assert (ran.code, ran.out.rstrip("\n"), ran.err) == (0, expected.rstrip("\n"), "")
 
 
+def test_the_model_that_ships(run) -> None:
+    ran = run("plan", "mini-coder", "--blocks", "2")
+    assert (ran.code, ran.err) == (0, "") and "Laneformer, 23.7 million parameters" in ran.out
+
+
 def test_picture(run, tmp_path: Path) -> None:
     ran = run("plan", "tiny-laneformer", "--blocks", "2", "--out", tmp_path / "plan.svg")
     assert (ran.code, ran.err) == (0, f"jax-mono: wrote {tmp_path / 'plan.svg'}\n")
