@@ -117,6 +117,27 @@ def test_it_generates_while_one_watches(page: Browser) -> None:
 
 
 @needs_chromium
+def test_a_model_without_a_template_is_given_code_to_go_on_with(browser: Browser) -> None:
+    decoder = SyntheticDecoder(rate=200.0)
+    decoder.tokenizer.chat_template = None
+    with serving(decoder) as served:
+        browser.open(served.url)
+        assert browser.run("document.getElementById('prompt').value") == "class Matrix:"
+        assert browser.run(
+            "document.getElementById('mode-text').checked && document.getElementById('mode-chat').disabled"
+        )
+        names = browser.run("[...document.querySelectorAll('#examples button')].map(button => button.textContent)")
+        assert names == ["Class", "Function", "Test", "Quicksort"]
+        for index in range(len(names)):
+            browser.run(f"document.querySelectorAll('#examples button')[{index}].click()")
+            assert browser.run("document.getElementById('prompt').value").startswith(("class", "def", "import"))
+        assert float(browser.run("document.getElementById('temperature').value")) > 0
+        run_to_the_end(browser)
+        assert answer(browser)
+    assert browser.problems == []
+
+
+@needs_chromium
 @pytest.mark.parametrize("how", ["button", "key"])
 def test_it_stops(page: Browser, site: Served, how: str) -> None:
     page.run("document.getElementById('prompt').focus()")

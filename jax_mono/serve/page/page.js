@@ -6,18 +6,22 @@ const settings = JSON.parse(document.body.dataset.settings);
 const EXAMPLES = [
   ["Palindrome", "chat", "Write a Python function that checks whether a string is a palindrome."],
   ["Factorial", "chat", "Write a Python function that returns the factorial of n, with a docstring."],
-  ["Fibonacci", "text", "def fibonacci(n):\n"],
-  ["Quicksort", "text", 'def quicksort(items):\n    """Returns a sorted copy of a list."""\n'],
+  // No newline at the end: tokens hold a newline together with the indentation that follows it.
+  ["Class", "text", "class Matrix:"],
+  ["Function", "text", 'def normalize(x, axis=None):\n    """'],
+  ["Test", "text", "import unittest\n\n\nclass TestAddition(unittest.TestCase):"],
+  ["Quicksort", "text", 'def quicksort(items):\n    """Returns a sorted copy of a list."""'],
   ["Explain", "chat", "Explain in three sentences what a KV cache is."],
 ];
 
+// Without randomness, models that were not tuned for conversation soon repeat themselves.
 const CONTROLS = [
   { name: "max_tokens", label: "Tokens at most", min: 1, max: Math.min(2048, settings.context), step: 1, value: Math.min(256, settings.context / 2) },
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0 },
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: settings.chat ? 0 : 0.5 },
   { name: "top_p", label: "Top p", min: 0.05, max: 1, step: 0.05, value: 1 },
   { name: "top_k", label: "Top k (0 is all)", min: 0, max: 200, step: 1, value: 0 },
   { name: "min_p", label: "Min p", min: 0, max: 0.5, step: 0.01, value: 0 },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 1, max: 2, step: 0.05, value: 1 },
+  { name: "repetition_penalty", label: "Repetition penalty", min: 1, max: 2, step: 0.05, value: settings.chat ? 1 : 1.1 },
 ];
 
 let running = null;
