@@ -1,0 +1,191 @@
+"""The solver of page maps finds what is there, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from bringup.synthetic_pages import Home, hashed, interleaved, repeating, times
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_mono.bringup.pages import PageMap, Refusal, solve, verify
+from jax_mono.topology import H200, MI300X
+
+IN_ORDER = (0, 0, 1, 1, 2, 2, 3, 3)
+LAYOUTS = {4: IN_ORDER, 2: (0, 0, 0, 0, 1, 1, 1, 1), 8: tuple(range(8))}
+
+
+def right(found: PageMap, home: Home, die_of_xcd: Sequence[int]) -> float:
+    """Part of the pages with a die that are on it; 0 if XCDs are put together wrongly."""
+    names = dict(zip(die_of_xcd, found.die_of_xcd, strict=True))
+    if any(names[a] != b for a, b in zip(die_of_xcd, found.die_of_xcd, strict=True)) or found.dies != len(names):
+        return 0.0
+    known = found.die >= 0
+    truth = np.vectorize(names.get)(home(np.arange(len(found.die))))
+    return float((found.die == truth)[known].mean())
+
+
+@pytest.mark.parametrize("granule", [1, 4, 8, 16, 64])
+@pytest.mark.parametrize("noise", [2.0, 20.0])
+def test_interleaves(granule: int, noise: float) -> None:
+    home = interleaved(granule)
+    found = solve(times(home, pages=4096, noise=noise), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.period == 4 * granule and found.pattern == tuple(home(np.arange(4 * granule)))
+    assert right(found, home, IN_ORDER) == 1.0
+    assert found.as_expected(MI300X) == []
+    assert found.nearer_ns == pytest.approx(70, rel=0.1)  # 60, 60 and 90 farther
+    assert found.confidence > 0.9999 and found.agreement > 0.99 and found.deviation > 50
+
+
+@pytest.mark.parametrize("period", [4, 16, 64])
+def test_votes_find_what_single_pages_do_not_show(period: int) -> None:
+    home = interleaved(period // 4)
+    found = solve(times(home, pages=8192, noise=60.0), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.agreement < 0.95  # single pages err
+    assert found.period == period and right(found, home, IN_ORDER) == 1.0
+
+
+@pytest.mark.parametrize("pages", [2048, 4096])
+def test_a_hash_within_the_pages_is_a_period(pages: int) -> None:
+    home = hashed((0b0101101, 0b1010010))
+    found = solve(times(home, pages=pages), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.period == 128 and right(found, home, IN_ORDER) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hash_beyond_the_pages_is_read_page_by_page(seed: int) -> None:
+    home = hashed((0b1010101101, 0b110101010010))
+    found = solve(times(home, noise=8.0, seed=seed), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.period is None and found.pattern is None
+    assert (found.die >= 0).mean() > 0.95 and right(found, home, IN_ORDER) > 0.999
+
+
+def test_a_hash_beyond_the_pages_and_noise_is_refused() -> None:
+    home = hashed((0b1010101101, 0b110101010010))
+    found = solve(times(home, noise=60.0), MI300X)
+    assert isinstance(found, Refusal)
+
+
+def test_uneven_patterns_and_their_shares() -> None:
+    home = repeating((0, 0, 0, 0, 0, 1, 2, 3))
+    found = solve(times(home), MI300X)
+    assert isinstance(found, PageMap) and found.pattern == (0, 0, 0, 0, 0, 1, 2, 3)
+    assert found.as_expected(MI300X) == ["dies hold 62%, 12%, 12%, 12% of the pages"]
+
+
+@pytest.mark.parametrize("order", [(3, 0, 2, 1, 0, 3, 1, 2), (1, 1, 0, 0, 3, 3, 2, 2), (0, 1, 2, 3, 0, 1, 2, 3)])
+def test_xcds_in_any_order(order: tuple[int, ...]) -> None:
+    home = interleaved(4)
+    found = solve(times(home, order), MI300X)
+    assert isinstance(found, PageMap) and right(found, home, order) == 1.0
+    assert bool(found.as_expected(MI300X)) == (found.die_of_xcd != IN_ORDER)
+
+
+@pytest.mark.parametrize("dies", [2, 8])
+def test_another_number_of_dies_than_expected(dies: int) -> None:
+    home = interleaved(4, dies)
+    found = solve(times(home, LAYOUTS[dies]), MI300X)
+    assert isinstance(found, PageMap) and right(found, home, LAYOUTS[dies]) == 1.0
+    assert found.as_expected(MI300X) == [f"{dies} dies with memory, not 4"]
+
+
+def test_outliers() -> None:
+    home = interleaved(4)
+    found = solve(times(home, pages=4096, outliers=0.05), MI300X)
+    assert isinstance(found, PageMap) and right(found, home, IN_ORDER) == 1.0
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1 << 30),
+    pages=st.integers(1, 3000),
+    noise=st.floats(0.5, 200),
+    outliers=st.floats(0, 0.1),
+    drift=st.floats(0, 200),
+)
+def test_nothing_is_found_where_nothing_is(
+    seed: int, pages: int, noise: float, outliers: float, drift: float
+) -> None:  # fmt: skip
+    flat = times(
+        interleaved(1), pages=pages, noise=noise, farther=0, outliers=outliers, drift=drift, seed=seed
+    )  # fmt: skip
+    assert isinstance(solve(flat, MI300X), Refusal)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    data=st.data(),
+    dies=st.sampled_from([2, 4, 8]),
+    pages=st.sampled_from([200, 512, 1000, 3000]),
+    noise=st.floats(1, 200),
+    outliers=st.sampled_from([0, 0.01, 0.04]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_what_is_found_is_right(
+    data: st.DataObject, dies: int, pages: int, noise: float, outliers: float, seed: int
+) -> None:
+    kind = data.draw(st.sampled_from(["interleave", "pattern", "hash"]))
+    if kind == "interleave":
+        home = interleaved(data.draw(st.integers(1, 16)), dies)
+    elif kind == "pattern":
+        rest = st.lists(st.integers(0, dies - 1), max_size=40)
+        home = repeating(data.draw(st.permutations([*range(dies), *data.draw(rest)])))
+    else:
+        bits = dies.bit_length() - 1
+        home = hashed([1 << i | data.draw(st.integers(0, 31)) << bits for i in range(bits)])
+    die_of_xcd = data.draw(st.permutations(LAYOUTS[dies]))
+    found = solve(times(home, die_of_xcd, pages=pages, noise=noise, outliers=outliers, seed=seed), MI300X)
+    if isinstance(found, PageMap):
+        assert right(found, home, die_of_xcd) > 0.999
+
+
+def test_wrong_guesses_do_not_stand() -> None:
+    home = interleaved(4)
+    truth = solve(times(home), MI300X)
+    assert isinstance(truth, PageMap)
+    again = times(home, pages=3000, noise=60.0, seed=1)
+    assert isinstance(verify(truth, again), PageMap)
+    wrong = {
+        "shifted": (np.roll(truth.die, 8), truth.die_of_xcd, 16),
+        "granule": (interleaved(1)(np.arange(2048)).astype(np.int32), truth.die_of_xcd, 4),
+        "dies exchanged": (truth.die, (1, 1, 0, 0, 2, 2, 3, 3), 16),
+    }
+    for name, (die, die_of_xcd, period) in wrong.items():
+        guess = PageMap(die, die_of_xcd, period, truth.nearer_ns, truth.deviation, truth.agreement, truth.confidence)
+        assert isinstance(verify(guess, again), Refusal), name
+
+
+def test_a_map_without_period_ends_with_its_pages() -> None:
+    home = hashed((0b1010101101, 0b110101010010))
+    found = solve(times(home, noise=4.0), MI300X)
+    assert isinstance(found, PageMap)
+    assert isinstance(verify(found, times(home, noise=4.0, seed=1)), PageMap)
+    with pytest.raises(ValueError, match="2048 pages and no period, the times have 3000"):
+        verify(found, times(home, pages=3000))
+
+
+@pytest.mark.parametrize(
+    ("measured", "topology", "reason"),
+    [
+        (times(interleaved(1)), H200, "one die reads all memory"),
+        (times(interleaved(1))[:1], MI300X, "one die reads all memory"),
+        (times(interleaved(1))[:4], MI300X, "4 XCDs were timed, mi300x has 8"),
+        (times(interleaved(1), pages=100), MI300X, "100 pages tell nothing"),
+        (times(interleaved(1), farther=0), MI300X, "no dies, or too much noise"),
+    ],
+)
+def test_refusals_say_why(measured: np.ndarray, topology: object, reason: str) -> None:
+    found = solve(measured, topology)  # type: ignore[arg-type]
+    assert isinstance(found, Refusal) and reason in found.reason
+
+
+def test_what_is_no_time_is_no_input() -> None:
+    for broken in (np.ones(8), np.zeros((8, 0)), np.zeros((8, 200)), np.full((8, 200), np.nan)):
+        with pytest.raises(ValueError):
+            solve(broken, MI300X)
