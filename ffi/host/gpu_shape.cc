@@ -17,22 +17,6 @@
 namespace mono {
 namespace {
 
-// What is known of an architecture before its compiler runs.
-struct Architecture {
-  const char* name;
-  i32 warp;                // threads
-  i32 pump_threads;        // beside those that run the stages
-  i32 fewest_slots;        // of the ring in shared memory; 0 if weights stream through registers
-  i32 most_chunks;         // of a piece, if that leaves few enough pieces
-  i32 copies_in_flight;    // of the ring; more of them slow each other down
-  i32 static_bytes;        // of shared memory that the kernel declares itself, at most
-};
-constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 32, 128, 16, 12, 8, 1024},  // 6 KiB a copy
-    {"gfx942", 64, 0, 0, 12, 0, 2048},     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns
-    {"fibers", 32, 0, 0, 24, 0, 0},         // no GPU: ffi/test/fibers runs the same stage code on a CPU
-};
-
 constexpr i64 kChunkBytes = kChunkWords * 2;
 constexpr i64 kBarrierBytes = 16;  // of a slot
 constexpr i64 kRingAlignment = 128;
@@ -42,12 +26,12 @@ struct Sizes {
   i32 touched_lanes = 1;
 };
 
-template <i32 kWarp>
+template <i32 kWarps>
 Sizes sizes_of(const Plan& plan) {
   Sizes most;
   for (i32 device = 0; device < plan.header->num_devices; ++device) {
     for (i32 block = 0; block < plan.header->num_blocks; ++block) {
-      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kWarp>> scratch(plan, device, block, nullptr, nullptr);
+      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kWarps>> scratch(plan, device, block, nullptr, nullptr);
       most.near_bytes = std::max(most.near_bytes, scratch.near_bytes);
       most.far_bytes = std::max(most.far_bytes, scratch.far_bytes);
       most.touched_lanes =
@@ -56,6 +40,24 @@ Sizes sizes_of(const Plan& plan) {
   }
   return most;
 }
+
+// What is known of an architecture before its compiler runs.
+struct Architecture {
+  const char* name;
+  i32 stage_threads;       // of a block: they run the stages
+  i32 pump_threads;        // beside those
+  i32 fewest_slots;        // of the ring in shared memory; 0 if weights stream through registers
+  i32 most_chunks;         // of a piece, if that leaves few enough pieces
+  i32 copies_in_flight;    // of the ring; more of them slow each other down
+  i32 static_bytes;        // of shared memory that the kernel declares itself, at most
+  Sizes (*sizes)(const Plan& plan);
+};
+constexpr Architecture kArchitectures[] = {
+    {"sm_90a", 512, 128, 16, 12, 8, 1024, sizes_of<512 / 32>},  // 6 KiB a copy
+    // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
+    {"gfx942", 512, 0, 0, 12, 0, 2048, sizes_of<512 / 64>},
+    {"fibers", 64, 0, 0, 24, 0, 0, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
+};
 
 // Pieces of one tile, of the stage that has most.
 i32 most_pieces(const Plan& plan, i32 slot_chunks) {
@@ -120,7 +122,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
     refuse("the plan was made for CPUs; make it with target=jax_mono.plan.GPU");
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
-  const Sizes sizes = arch->warp == 32 ? sizes_of<32>(plan) : sizes_of<64>(plan);
+  const Sizes sizes = arch->sizes(plan);
   const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes;
   i32 slot_chunks = arch->most_chunks;
   i64 slots = 0, ring = 0;
@@ -143,6 +145,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   std::ostringstream out;
   out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/plan.h\"\n\nnamespace mono {\n\n"
       << shape_struct(h)
+      << "constexpr i32 kStageThreads = " << arch->stage_threads << ";\n"
       << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
       << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
@@ -152,7 +155,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
       << "using Weight = " << (type == WeightType::kBfloat16 ? "bf16" : "f16") << ";\n\n}  // namespace mono\n";
   GpuShape shape;
   shape.header = out.str();
-  shape.threads = kStageThreads + arch->pump_threads;
+  shape.threads = arch->stage_threads + arch->pump_threads;
   shape.shared_bytes = i32(ring + sizes.near_bytes);
   shape.scratch_words = sizes.far_bytes * h.num_blocks / 8;
   return shape;

@@ -58,15 +58,10 @@ def environment(library: Path, directory: Path) -> dict[str, str]:
 
 
 def fiber_kernels(directory: Path) -> Path:
-    """The kernel's sources with a fiber for a thread, and fewer of them per block; for JAX_MONO_KERNELS."""
+    """The kernel's sources with a fiber for a thread; for JAX_MONO_KERNELS."""
     shutil.copytree(ROOT / "ffi" / "kernel", directory / "kernel")
     for part, name in (("arch", "arch.h"), ("entry", "entry.h")):
         shutil.copy(ROOT / "ffi" / "test" / "fibers" / name, directory / "kernel" / part / "fibers.h")
-    tuning = directory / "kernel" / "simt" / "tuning.h"
-    text = tuning.read_text()
-    fewer = text.replace("kStageThreads = 512", "kStageThreads = 64")
-    assert fewer != text
-    tuning.write_text(fewer)
     return directory
 
 

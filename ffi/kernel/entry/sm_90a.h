@@ -5,7 +5,7 @@
 
 namespace mono::sm_90a {
 template <class T>
-using Workspace = WarpWorkspace<T, arch::kWarp>;
+using Workspace = WarpWorkspace<T, arch::kWarps>;
 }
 
 #include "kernel/program.h"

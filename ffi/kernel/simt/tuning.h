@@ -5,7 +5,6 @@
 
 namespace mono {
 
-constexpr i32 kStageThreads = 512;  // threads of a block that run the stages
 constexpr i32 kMaxPieces = 96;      // pieces of weights multiplied between two barriers of the block
 constexpr i32 kChunkWords = 8 * 32;  // weights in one chunk of a tile, see TileFormat in jax_mono/plan.py
 

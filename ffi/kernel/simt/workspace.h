@@ -6,7 +6,7 @@
 
 namespace mono::MONO_VARIANT {
 
-template <class T, i32 kWarp>
+template <class T, i32 kWarps>
 struct WarpWorkspace {
   float* partial;  // [kMaxPieces, tile rows] products of pieces
   float* joins;    // see join_floats; these share their memory, since each is done with before the next is needed
@@ -15,7 +15,7 @@ struct WarpWorkspace {
 
   // Partial softmaxes of all warps lie where activations do at other times: [warps, queries_per_kv, head_dim + 2].
   MONO_DEVICE static i64 kernel_bytes(const Header& h) {
-    return i64(kStageThreads / kWarp) * h.queries_per_kv * (h.head_dim + 2) * i64(sizeof(float));
+    return i64(kWarps) * h.queries_per_kv * (h.head_dim + 2) * i64(sizeof(float));
   }
   MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block&) {
     carve(partial, larger(larger(i64(kMaxPieces) * h.tile_rows, 2 * 256), join_floats(h, d)));
