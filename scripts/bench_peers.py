@@ -1,0 +1,190 @@
+"""Measures what decodes a model of the same dimensions on this machine: ours, its limit, and others.
+
+    python scripts/bench_peers.py --model laneformer-2b --out peers.jsonl
+    python scripts/bench_peers.py --model laneformer-2b --peers kernel,limit,torch --deadline 300
+    JAX_PLATFORMS=cpu python scripts/bench_peers.py --model tiny-laneformer --runs 2
+
+Weights are random, the batch is 1, decoding is greedy, from --position on behind a KV cache that is taken as filled.
+One peer runs after the other, in a process of its own that is ended after --deadline seconds, weights and compilers
+included. A run has --new-tokens tokens, or fewer (at least 4) where they would take longer than --run-seconds. Standard
+output gets a JSON object per peer as soon as it is known, then a table; --out writes the objects to a file.
+
+  kernel       the resident program of jax_mono
+  limit        the same weights passed through it without arithmetic (GPU), or read by as many threads (CPU)
+  flax-step    the reference model, one jitted step per token; over several GPUs by GSPMD
+  flax-loop    the reference model, the token loop in one jitted function; likewise
+  torch        PyTorch: a plain dense decoder, the whole step compiled and, on a GPU, in one CUDA graph
+  torch-layer  the same, one layer compiled and used for all: compiles sooner
+  llama.cpp    llama-bench, where it is installed: a dense BF16 (F32) model of the same dimensions
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peers.work import Missing, Peer, Work
+
+from jax_mono.cli import models, options
+
+PEERS = {
+    "kernel": "peers.kernel:Kernel",
+    "limit": "peers.memory_limit:MemoryLimit",
+    "flax-step": "peers.flax_step:FlaxStep",
+    "flax-loop": "peers.flax_loop:FlaxLoop",
+    "torch": "peers.torch_compiled:TorchCompiled",
+    "torch-layer": "peers.torch_compiled:TorchCompiledByLayer",
+    "llama.cpp": "peers.llama_cpp:LlamaCpp",
+}
+FEWEST = 4
+"""Tokens of a run."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="laneformer-2b", help="a preset or a configuration (laneformer-2b)")
+    options.add_dtype_option(parser)
+    parser.add_argument("--context", type=options.count, default=512, help="positions of the KV cache (512)")
+    parser.add_argument("--position", type=options.count, default=16, help="where decoding starts (16)")
+    parser.add_argument("--new-tokens", type=options.count, default=128, help="tokens per run (128)")
+    parser.add_argument("--runs", type=options.count, default=3, help="measured runs per peer (3)")
+    parser.add_argument("--run-seconds", type=options.seconds, default=10.0, help="how long a run may take (10)")
+    parser.add_argument("--deadline", type=options.seconds, default=180.0, help="seconds per peer, all included (180)")
+    parser.add_argument(
+        "--devices", type=options.count, default=1, help="GPUs that share the model, for JAX's peers (1)"
+    )
+    parser.add_argument("--blocks", type=options.count, help="of the resident program; if absent what is best")
+    parser.add_argument("--peers", type=names, default=list(PEERS), help=f"which ones ({','.join(PEERS)})")
+    parser.add_argument("--out", type=Path, help="file for the JSON objects, one a line")
+    parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        work = work_of(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.child:
+        print(json.dumps(measure(arguments.child, work, arguments)), flush=True)
+        return 0
+    rows = []
+    with open(arguments.out, "w") if arguments.out else contextlib.nullcontext() as lines:
+        for name in arguments.peers:
+            rows.append(about(arguments) | in_a_process(name, arguments, sys.argv[1:] if argv is None else argv))
+            for stream in (sys.stdout, *([lines] if lines else [])):
+                print(json.dumps(rows[-1]), file=stream, flush=True)
+    print_table(rows)
+    return 0
+
+
+def names(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",")]
+    if unknown := set(found) - set(PEERS):
+        raise argparse.ArgumentTypeError(
+            f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}"
+        )
+    return found
+
+
+def work_of(arguments: argparse.Namespace) -> Work:
+    config = models.find_config(arguments.model)
+    needed = arguments.position + max(FEWEST, arguments.new_tokens)
+    if not needed <= arguments.context <= config.max_position_embeddings:
+        raise ValueError(
+            f"--context must be from {needed}, which position and new tokens take, to the model's "
+            f"{config.max_position_embeddings}, not {arguments.context}"
+        )
+    sizes = {"context": arguments.context, "position": arguments.position}
+    return Work(config, arguments.dtype, devices=arguments.devices, blocks=arguments.blocks, **sizes)
+
+
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    fields = ("model", "dtype", "context", "position", "devices")
+    return {"batch": 1, **{name: getattr(arguments, name) for name in fields}}
+
+
+def measure(name: str, work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures one peer in this process."""
+    module, _, kind = PEERS[name].partition(":")
+    peer: Peer = getattr(importlib.import_module(module), kind)()
+    started = time.perf_counter()
+    try:
+        with stdout_to_stderr():
+            peer.setup(work)
+            ready = time.perf_counter() - started
+            few = peer.tokens_per_s(FEWEST)
+            tokens = max(FEWEST, min(arguments.new_tokens, int(few * arguments.run_seconds)))
+            speeds = [peer.tokens_per_s(tokens) for _ in range(arguments.runs)]
+    except Missing as error:
+        return {"peer": name, "missing": str(error)}
+    return {
+        "peer": name,
+        "tokens_per_s": statistics.median(speeds),
+        "tokens_per_s_min": min(speeds),
+        "tokens_per_s_max": max(speeds),
+        "new_tokens": tokens,
+        "runs": len(speeds),
+        "setup_s": ready,
+        **peer.about(),
+    }
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """What compilers and others print, also from below Python, does not mix with the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def in_a_process(name: str, arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+    """Measures one peer in a process, and ends that with all that it has started when its time is over."""
+    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--child", name]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, err = child.communicate(timeout=arguments.deadline)
+    except subprocess.TimeoutExpired:
+        return {"peer": name, "failed": f"no result within {arguments.deadline:g} s; raise --deadline"}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    if child.returncode != 0 or not out.strip():
+        last = [line for line in err.strip().splitlines() if line.strip()][-6:]
+        return {"peer": name, "failed": " | ".join(last) or f"ended with {child.returncode} and said nothing"}
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    first = rows[0]
+    print(f"\n{first['model']}, {first['dtype']}, batch 1, context {first['context']}, from {first['position']}")
+    limits = [row["tokens_per_s"] for row in rows if row["peer"] == "limit" and "tokens_per_s" in row]
+    print(f"{'peer':12} {'tokens/s':>10} {'lowest':>10} {'highest':>10} {'of limit':>9}  notes")
+    for row in rows:
+        if "tokens_per_s" not in row:
+            print(f"{row['peer']:12} {'-':>10} {'':>10} {'':>10} {'':>9}  {row.get('missing') or row['failed']}")
+            continue
+        speeds = " ".join(f"{row[f'tokens_per_s{which}']:10.2f}" for which in ("", "_min", "_max"))
+        part = f"{row['tokens_per_s'] / limits[0]:9.1%}" if limits else f"{'':9}"
+        notes = "; ".join(str(row[key]) for key in ("loop", "compiled", "model_differs", "limit") if row.get(key))
+        print(f"{row['peer']:12} {speeds} {part}  {notes}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
