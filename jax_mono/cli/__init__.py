@@ -28,6 +28,7 @@ COMMANDS = (
     "trace",
     "convert",
     "doctor",
+    "bringup",
 )
 
 BAD_INPUT = 2
