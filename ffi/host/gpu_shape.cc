@@ -53,7 +53,7 @@ struct Architecture {
   Sizes (*sizes)(const Plan& plan);
 };
 constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 512, 128, 16, 12, 8, 1024, sizes_of<512 / 32>},  // 6 KiB a copy
+    {"sm_90a", 256, 128, 16, 12, 8, 1024, sizes_of<256 / 32>},  // 6 KiB a copy
     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
     {"gfx942", 512, 0, 0, 12, 0, 2048, sizes_of<512 / 64>},
     {"fibers", 64, 0, 0, 24, 0, 0, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU

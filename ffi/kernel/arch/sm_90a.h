@@ -130,22 +130,22 @@ MONO_DEVICE float sqrt(float x) {
 }
 
 // d += a b for a 16 x 16 fragment of weights and a 16 x 8 fragment of activations.
-MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const uint2& b, bf16) {
+MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const u32 (&b)[2], bf16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
 }
-MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const uint2& b, f16) {
+MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const u32 (&b)[2], f16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
 }
 
 // Registers move from the pump's warps to those of the stages, four warps at a time. A block cannot have more than it started
-// with: 640 threads of 96. The pump must not spill: its threads go round once per piece.
+// with: 384 threads of 168. The pump must not spill: its threads go round once per piece.
 constexpr int kPumpThreads = 128;
 MONO_DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 64;"); }
-MONO_DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 104;"); }
+MONO_DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 216;"); }
 
 // ---- the ring of the tape ----------------------------------------------------------------------------------------
 
@@ -191,26 +191,27 @@ class Pump {
 
   // Products of the i-th piece from now (8 rows of `chunks` chunks) with activations; lanes 4 r to 4 r + 3 get row r.
   //
-  // A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t reads the eight weights of row r from column 8 t on. The
-  // tensor core takes its first and second four as rows r and r + 8 of a 16 x 16 fragment, so even columns of the other
-  // operand are the activations of the first fours, odd ones those of the second: the product is the sum of two results.
+  // A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t reads the eight weights of row r from column 8 t on, and the
+  // tensor core takes those four pairs, as they lie in registers, as rows r, r + 8, r, r + 8 of a 16 x 16 fragment. So even
+  // columns of the other operand are the activations of the first and third pairs, odd ones those of the second and fourth:
+  // the product is the sum of two results.
   template <class T>
   MONO_DEVICE float dot(i32 i, const T*, const T* x, i32 chunks) {
     Ring& r = ring();
     const u32 slot = await(i);
     const uint4* w = reinterpret_cast<const uint4*>(r.slots[slot]) + lane();
-    const uint2* v = reinterpret_cast<const uint2*>(x) + (lane() % 4) * 2 + (lane() / 4 & 1);
+    const u32* v = reinterpret_cast<const u32*>(x) + (lane() % 4) * 4 + (lane() / 4 & 1);
     constexpr int kSums = 4;  // independent, to hide latency
     float sums[kSums][4] = {};
     if (chunks == kSlotChunks) {
 #pragma unroll
-      for (int c = 0; c < kSlotChunks; ++c) multiply(sums[c % kSums], w[c * 32], v[c * 8], T{});
+      for (int c = 0; c < kSlotChunks; ++c) multiply(sums[c % kSums], w[c * 32], {v[c * 16], v[c * 16 + 2]}, T{});
     } else {
       MONO_ROLLED
       for (i32 c = 0; c < chunks; c += kSums) {
 #pragma unroll
         for (int k = 0; k < kSums; ++k)
-          if (c + k < chunks) multiply(sums[k], w[(c + k) * 32], v[(c + k) * 8], T{});
+          if (c + k < chunks) multiply(sums[k], w[(c + k) * 32], {v[(c + k) * 16], v[(c + k) * 16 + 2]}, T{});
       }
     }
     release(slot);
