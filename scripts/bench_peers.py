@@ -15,7 +15,6 @@ output gets a JSON object per peer as soon as it is known, then a table; --out w
   flax-loop    the reference model, the token loop in one jitted function; likewise
   torch        PyTorch: a plain dense decoder, the whole step compiled and, on a GPU, in one CUDA graph
   torch-layer  the same, one layer compiled and used for all: compiles sooner
-  llama.cpp    llama-bench, where it is installed: a dense BF16 (F32) model of the same dimensions
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ PEERS = {
     "flax-loop": "peers.flax_loop:FlaxLoop",
     "torch": "peers.torch_compiled:TorchCompiled",
     "torch-layer": "peers.torch_compiled:TorchCompiledByLayer",
-    "llama.cpp": "peers.llama_cpp:LlamaCpp",
 }
 FEWEST = 4
 """Tokens of a run."""

@@ -187,6 +187,9 @@ def test_on_a_gpu_random_weights_are_made_there(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_processor_has_its_own_limit() -> None:
     decoder = make_decoder(tiny("llama"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="this mode runs on GPUs only"):  # that there is one, it knows
+        rope = np.zeros((limit._LONG, decoder.plan.config.head_dim // 2, 2), np.float32)
+        limit._pass_tapes(decoder.plan, decoder.tapes, rope, limit._request(3), mesh=None).block_until_ready()
     with pytest.raises(ConfigError, match="measured on GPUs; on a CPU the read bandwidth"):
         limit.stream_seconds(decoder.plan, decoder.tapes)
     array = SimpleNamespace(addressable_shards=[SimpleNamespace(device=SimpleNamespace(platform="gpu"))])
