@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from jax_mono import native
 from jax_mono.call import CallRequest, Mode, resident_call
@@ -66,7 +67,24 @@ def read_bandwidth(plan: Plan, tapes: Tapes, repeats: int = 5) -> dict[int, floa
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"))
-def _pass_tapes(plan: Plan, tapes: Tapes, rope: Array, request: CallRequest, *, mesh: Mesh | None) -> Array:
+def _pass_tapes(plan: Plan, tapes: Tapes, passes: ArrayLike, *, mesh: Mesh | None) -> Array:
+    nothing = jnp.full((1,), -1, jnp.int32)
+    request = CallRequest(
+        position=jnp.int32(0),
+        num_forced=jnp.int32(1),
+        budget=jnp.asarray(passes, jnp.int32),
+        session=jnp.int32(0),
+        seed=jnp.zeros((2,), jnp.uint32),
+        temperature=jnp.float32(0.0),
+        top_k=jnp.int32(0),
+        top_p=jnp.float32(1.0),
+        min_p=jnp.float32(0.0),
+        repetition_penalty=jnp.float32(1.0),
+        stops=nothing,
+        history=nothing,
+        forced=jnp.zeros((1,), jnp.int32),
+    )
+    rope = jnp.asarray(rope_table(plan.config, _LONG))
     return resident_call(plan, tapes, rope, None, request, mode=Mode.STREAM, room=_LONG, mesh=mesh).status
 
 
@@ -84,31 +102,11 @@ def stream_seconds(plan: Plan, tapes: Tapes, *, mesh: Mesh | None = None) -> flo
     device = next(iter(tapes.layers.devices()))
     if device.platform == "cpu":
         raise ConfigError("the stream limit is measured on GPUs; on a CPU the read bandwidth is the limit")
-    rope = jnp.asarray(rope_table(plan.config, _LONG))
 
     def seconds(passes: int) -> float:
         started = time.perf_counter()
-        jax.block_until_ready(_pass_tapes(plan, tapes, rope, _request(passes), mesh=mesh))
+        jax.block_until_ready(_pass_tapes(plan, tapes, np.int32(passes), mesh=mesh))
         return time.perf_counter() - started
 
     seconds(1)  # compiles and loads at first, and wakes the clocks up
     return (seconds(_LONG) - seconds(_SHORT)) / (_LONG - _SHORT)
-
-
-def _request(passes: int) -> CallRequest:
-    nothing = np.full(1, -1, np.int32)
-    return CallRequest(
-        position=np.int32(0),
-        num_forced=np.int32(1),
-        budget=np.int32(passes),
-        session=np.int32(0),
-        seed=np.zeros(2, np.uint32),
-        temperature=np.float32(0.0),
-        top_k=np.int32(0),
-        top_p=np.float32(1.0),
-        min_p=np.float32(0.0),
-        repetition_penalty=np.float32(1.0),
-        stops=nothing,
-        history=nothing,
-        forced=np.zeros(1, np.int32),
-    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from jax_mono.decode import Cache
 from jax_mono.decoder import Decoder
@@ -33,11 +35,15 @@ def random_cache(decoder: Decoder, length: int, seed: int = 0) -> Cache:
     if not 0 <= length < decoder.context:
         raise ValueError(f"a conversation of {length} tokens must be shorter than the context of {decoder.context}")
     empty = decoder.new_cache()
-    fill = jax.jit(
-        functools.partial(_fill, dtype=decoder.tapes.dtype.name, vocab=decoder.plan.config.vocab_size),
-        out_shardings=jax.tree.map(lambda array: array.sharding, empty),
-    )
+    where, tree = jax.tree.flatten(jax.tree.map(lambda array: array.sharding, empty))
+    fill = _filler(decoder.tapes.dtype.name, decoder.plan.config.vocab_size, tuple(where), tree)
     return fill(empty, np.int32(length), np.uint32(seed))
+
+
+@functools.lru_cache(maxsize=8)
+def _filler(dtype: str, vocab: int, where: tuple[Sharding, ...], tree: jax.tree_util.PyTreeDef) -> Callable[..., Cache]:
+    """One function for all lengths and seeds; kept, so that it is compiled once."""
+    return jax.jit(functools.partial(_fill, dtype=dtype, vocab=vocab), out_shardings=jax.tree.unflatten(tree, where))
 
 
 def _fill(empty: Cache, length: Array, seed: Array, *, dtype: str, vocab: int) -> Cache:

@@ -147,7 +147,7 @@ def test_gpus_are_compared_with_the_stream_limit(monkeypatch: pytest.MonkeyPatch
     layers = SimpleNamespace(devices=lambda: [SimpleNamespace(platform="gpu")])
     tapes = SimpleNamespace(layers=layers, dtype=decoder.tapes.dtype)
     fake = SimpleNamespace(plan=decoder.plan, tapes=tapes, mesh=None)
-    monkeypatch.setattr(limit, "_pass_tapes", lambda plan, tapes, rope, request, mesh: clock.pass_(request.budget))
+    monkeypatch.setattr(limit, "_pass_tapes", lambda plan, tapes, passes, mesh: clock.pass_(int(passes)))
     clock = Clock(per_launch=5.0, per_pass=0.25)
     monkeypatch.setattr(limit, "time", SimpleNamespace(perf_counter=clock))
     found = bench_runs.measure_limit(fake)
@@ -188,8 +188,7 @@ def test_on_a_gpu_random_weights_are_made_there(monkeypatch: pytest.MonkeyPatch)
 def test_each_processor_has_its_own_limit() -> None:
     decoder = make_decoder(tiny("llama"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="this mode runs on GPUs only"):  # that there is one, it knows
-        rope = np.zeros((limit._LONG, decoder.plan.config.head_dim // 2, 2), np.float32)
-        limit._pass_tapes(decoder.plan, decoder.tapes, rope, limit._request(3), mesh=None).block_until_ready()
+        limit._pass_tapes(decoder.plan, decoder.tapes, np.int32(3), mesh=None).block_until_ready()
     with pytest.raises(ConfigError, match="measured on GPUs; on a CPU the read bandwidth"):
         limit.stream_seconds(decoder.plan, decoder.tapes)
     array = SimpleNamespace(addressable_shards=[SimpleNamespace(device=SimpleNamespace(platform="gpu"))])

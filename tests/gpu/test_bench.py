@@ -41,8 +41,9 @@ def test_random_tapes_decode_to_finite_logits() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "tiny-laneformer", "--random-weights", "--new-tokens", "8", "--runs", "2"]
-    assert main(["bench", *arguments, "--prompt-tokens", "4", "--contexts", "32", "--blocks", str(BLOCKS), "--json"]) == 0
+    model = ["--model", "tiny-laneformer", "--random-weights", "--blocks", str(BLOCKS)]
+    work = ["--prompt-tokens", "4", "--new-tokens", "8", "--runs", "2", "--contexts", "32"]
+    assert main(["bench", *model, *work, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     name = "read_bandwidth" if rehearsal.KIND else "stream_limit"
     assert record["limit"] == name and record[f"fraction_of_{name}"] > 0
