@@ -39,7 +39,7 @@ class Kernel:
         plan = self.decoder.plan
         per_token = bytes_per_token(plan, self.decoder.tapes)
         return {
-            "devices": plan.num_devices,
+            "plan_devices": plan.num_devices,
             "blocks": plan.num_blocks,
             "variant": machine.variant(),
             "bytes_per_token": per_token,
