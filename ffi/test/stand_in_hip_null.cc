@@ -10,6 +10,7 @@
 //
 //   STAND_IN_FAIL=function:error[:device],...   functions that return an error; stand_in_fail() adds some for a thread
 //   STAND_IN_DEVICES, STAND_IN_MULTIPROCESSORS, STAND_IN_OCCUPANCY, STAND_IN_ARCHITECTURE   what is there
+//   STAND_IN_DIES=n                             over which the blocks of probes are spread in turn
 //   STAND_IN_LOG=text                           the compiler refuses with this log
 //   STAND_IN_WEIGHTS=bfloat16                   of the program that is launched; else float32
 #include <dlfcn.h>
@@ -29,6 +30,7 @@
 #include <vector>
 
 #include "host/variant.h"
+#include "kernel/probe/host.h"
 
 #define STAND_IN extern "C" __attribute__((visibility("default")))
 
@@ -97,6 +99,18 @@ void run(const Call* calls, int blocks) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// The same for a probe.
+void run_probe(const probe::Probe* record, int blocks) {
+  const int dies = number("STAND_IN_DIES", 1);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < blocks; ++i)
+    threads.emplace_back([=] {
+      probe::arch::die() = u32(i % dies);
+      probe::run(*record, i);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
 struct RtcProgram {
   std::string main, log, code;
   std::map<std::string, std::string> headers;
@@ -133,7 +147,7 @@ struct Module {
 };
 struct Kernel {
   void (*run)(const Call*, int) = nullptr;  // of a program for fibers
-  bool decodes = true;
+  bool decodes = true, probes = false;
 };
 
 // The size of the code stands before it, because those who load it do not say.
@@ -266,9 +280,10 @@ STAND_IN int hipModuleUnload(void* module) {
 STAND_IN int hipModuleGetFunction(void** function, void* module, const char* name) {
   auto kernel = new Kernel;  // for good: as few as there are programs
   kernel->decodes = !std::strcmp(name, "mono_decode");
+  kernel->probes = !std::strcmp(name, "mono_probe");
   void* library = static_cast<Module*>(module)->library;
   if (library) kernel->run = reinterpret_cast<void (*)(const Call*, int)>(dlsym(library, name));
-  const bool known = library ? kernel->run != nullptr : kernel->decodes || !std::strcmp(name, "mono_stream");
+  const bool known = library ? kernel->run != nullptr : kernel->decodes || kernel->probes || !std::strcmp(name, "mono_stream");
   *function = known ? kernel : nullptr;
   const int error = enter("hipModuleGetFunction");
   return error ? error : known ? 0 : 500;
@@ -281,6 +296,12 @@ STAND_IN int hipModuleLaunchCooperativeKernel(void* function, unsigned x, unsign
                                               unsigned, unsigned, void* stream, void** arguments) {
   if (int error = enter("hipModuleLaunchCooperativeKernel")) return error;
   const auto* kernel = static_cast<const Kernel*>(function);
+  if (kernel->probes) {
+    const auto* record = *static_cast<const probe::Probe* const*>(arguments[0]);
+    std::lock_guard<std::mutex> lock(mutex);
+    streams[{device, stream}].emplace_back([=] { run_probe(record, int(x)); });
+    return 0;
+  }
   if (!kernel->decodes) return 0;
   const auto* calls = *static_cast<const Call* const*>(arguments[0]);
   std::lock_guard<std::mutex> lock(mutex);

@@ -10,13 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_mono.bringup import machine, steps
+from jax_mono.bringup import machine, probe_steps, steps
 from jax_mono.bringup.machine import Machine
 from jax_mono.bringup.report import write_report
 from jax_mono.bringup.runner import read_outcomes, run_steps
 from jax_mono.bringup.step import Context, Outcome, Size, Step
 
-STEPS: tuple[Step, ...] = steps.STEPS
+STEPS: tuple[Step, ...] = (
+    steps.Doctor(),
+    *probe_steps.STEPS,
+    steps.Stream(),
+    steps.Faults(),
+    steps.Bench(),
+    steps.Parity(),
+)
 """All of them, in the order in which they run: what explains the others first."""
 
 _LOOK_SECONDS = 60

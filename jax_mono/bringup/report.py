@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def _plots(out: Path, outcome: Outcome) -> list[Path]:
 
 def _draw_matrix(figure: Any, data: dict[str, Any]) -> None:
     axes = figure.subplots()
-    image = axes.imshow(data["rows"], aspect="auto", interpolation="nearest")
+    rows = [[math.nan if value is None else value for value in row] for row in data["rows"]]
+    image = axes.imshow(rows, aspect="auto", interpolation="nearest")
     axes.set(xlabel=data["x"], ylabel=data["y"])
     figure.colorbar(image, label=data["unit"])
 

@@ -292,6 +292,3 @@ def _predicted(context: Context, record: dict[str, Any]) -> tuple[float | None, 
     plan = make_plan(config, devices=record["devices"], blocks=record["blocks"], target=GPU)
     made = simulate(plan, known, position=record["context"] // 2)
     return made.tokens_per_second, f"jax-mono simulate, {known.topology.name}, position {record['context'] // 2}"
-
-
-STEPS = (Doctor(), Stream(), Parity(), Bench(), Faults())
