@@ -10,6 +10,9 @@ Verdict = Literal["as assumed", "better", "worse", "differs", "measured"]
 """``measured``: nothing was assumed."""
 
 
+_YES_OR_NO = "yes or no"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """One number of a report.
@@ -48,6 +51,12 @@ class Figure:
         """Whether somebody should look at it."""
         return self.verdict in ("worse", "differs")
 
+    def shown(self, value: float) -> str:
+        """One of its two numbers in words."""
+        if self.unit == _YES_OR_NO:
+            return "yes" if value else "no"
+        return f"{value:,.4g} {self.unit}".rstrip()
+
     def record(self) -> dict[str, Any]:
         """For JSON, verdict included."""
         return asdict(self) | {"verdict": self.verdict}
@@ -55,7 +64,7 @@ class Figure:
 
 def holds(name: str, value: bool, origin: str) -> Figure:
     """A claim that must be true, as a figure of 1 or 0."""
-    return Figure(name=name, value=float(value), unit="1 = yes", assumed=1.0, origin=origin)
+    return Figure(name=name, value=float(value), unit=_YES_OR_NO, assumed=1.0, origin=origin)
 
 
 def from_record(record: dict[str, Any]) -> Figure:

@@ -68,9 +68,10 @@ def _page(context: Context, outcomes: Sequence[Outcome], plots: Sequence[Path]) 
     lines += ["| step | figure | assumed | measured | verdict |", "|---|---|---|---|---|"]
     for outcome in outcomes:
         for figure in outcome.findings.figures:
-            assumed = "" if figure.assumed is None else f"{figure.assumed:,.4g} ({figure.origin})"
+            origin = f" ({figure.origin})" if figure.origin else ""
+            assumed = "" if figure.assumed is None else f"{figure.shown(figure.assumed)}{origin}"
             mark = _MARKS.get(figure.verdict, figure.verdict)
-            lines.append(f"| {outcome.step} | {figure.name} | {assumed} | {figure.value:,.4g} {figure.unit} | {mark} |")
+            lines.append(f"| {outcome.step} | {figure.name} | {assumed} | {figure.shown(figure.value)} | {mark} |")
     lines += ["", "| step | ended | seconds | |", "|---|---|---|---|"]
     for outcome in outcomes:
         notes = "; ".join(filter(None, (outcome.reason, *outcome.findings.remarks))).replace("|", "\\|")

@@ -85,7 +85,7 @@ def _print(outcome: Outcome) -> None:
         f"{outcome.status:14} {outcome.title} ({outcome.seconds:.0f} s){': ' if outcome.reason else ''}{outcome.reason}"
     )
     for figure in outcome.findings.figures:
-        assumed = "" if figure.assumed is None else f", assumed {figure.assumed:,.4g}"
-        print(f"{'':14}   {figure.name}: {figure.value:,.4g} {figure.unit}{assumed}: {figure.verdict}")
+        assumed = "" if figure.assumed is None else f", assumed {figure.shown(figure.assumed)}"
+        print(f"{'':14}   {figure.name}: {figure.shown(figure.value)}{assumed}: {figure.verdict}")
     for remark in outcome.findings.remarks:
         print(f"{'':14}   {remark}")

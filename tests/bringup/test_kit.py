@@ -61,8 +61,8 @@ def test_no_step_loses_the_report(tmp_path: Path) -> None:
     assert verdicts == {"latency": "as assumed", "slow": "worse", "fast": "better", "broken": "differs"}
     page = (tmp_path / "report.md").read_text()
     assert "3 steps ended badly, 2 figures are not as assumed" in page
-    assert "| wrong | slow | 100 () | 80 GB/s | **worse** |" in page
-    assert "| fine | latency | 100 (a table) | 101 ns | as assumed |" in page
+    assert "| wrong | slow | 100 GB/s | 80 GB/s | **worse** |" in page
+    assert "| fine | latency | 100 ns (a table) | 101 ns | as assumed |" in page
     assert "no \\| words" in page and "![fine-times](fine-times.svg)" in page
     assert (tmp_path / "fine-times.svg").stat().st_size > 1000 and (tmp_path / "fine-curve.svg").is_file()
 
@@ -112,6 +112,14 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["lost hand-offs that were named"]["value"] >= 3
     assert figures["tapes, bytes per second"]["value"] > 0.1
     assert f"report: {tmp_path}/report.md" in printed.out
+
+
+def test_the_command_names_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bringup", "--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["doctor", "flags", "peers", "pollers", "pages", "stream", "faults", "bench", "parity"]
+    assert main(["bringup", "--dry-run", "--out", str(tmp_path), "--only", "doctor,flag"]) == 2
+    assert "there is no step 'flag'; there are doctor, flags" in capsys.readouterr().err
 
 
 def test_machines_find_their_topology() -> None:
