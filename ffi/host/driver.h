@@ -65,13 +65,7 @@ class Driver {
   // Lets the current device reach the memory of another one.
   virtual void reach(int ordinal) const = 0;
 
- protected:
-  explicit Driver(SharedLibrary library) : library_(std::move(library)) {}
-
-  // Names of the functions in the order of the table below; then loads it and starts the driver.
-  void start(const char* const (&names)[19]);
-  [[noreturn]] void fail(const char* function, int error) const;
-  virtual std::string error_name(int error) const = 0;
+  // Functions beyond those above, by their names on this platform.
   template <class... P>
   void find_function(const char* name, DriverFunction<P...>& function) const {
     function.name = name;
@@ -81,6 +75,14 @@ class Driver {
   void run(const DriverFunction<P...>& function, A... arguments) const {
     if (int error = function.call(arguments...)) fail(function.name, error);
   }
+
+ protected:
+  explicit Driver(SharedLibrary library) : library_(std::move(library)) {}
+
+  // Names of the functions in the order of the table below; then loads it and starts the driver.
+  void start(const char* const (&names)[19]);
+  [[noreturn]] void fail(const char* function, int error) const;
+  virtual std::string error_name(int error) const = 0;
   const SharedLibrary& library() const { return library_; }
   int device(int ordinal) const;
   int attribute(int ordinal, int which) const;

@@ -13,6 +13,7 @@
 
 #include "host/compiler.h"
 #include "host/gpu_memory.h"
+#include "host/mapped_memory.h"
 #include "kernel/probe/host.h"
 
 namespace mono {
@@ -25,6 +26,7 @@ struct HandOff {
 };
 struct Reads {
   i32 platform, device;
+  i32 mapped;  // whether the memory comes from the driver's virtual memory functions
   i32 pages, lines, sweeps, blocks, limit_ms;
 };
 
@@ -181,13 +183,20 @@ void read_pages(const Reads& request, i32* dies, float* times) {
     return;
   }
   const Driver& with = driver(Platform(request.platform));
-  const DeviceMemory memory(with, request.device, bytes);  // as tapes have it
+  std::unique_ptr<const MappedMemory> mapped;
+  DeviceMemory allocated;
+  if (request.mapped) {
+    mapped = std::make_unique<MappedMemory>(with, request.device, bytes);
+  } else {
+    allocated = DeviceMemory(with, request.device, bytes);
+  }
+  char* memory = mapped ? mapped->data() : allocated.data();
   {
     const Current current(with, request.device);
-    with.zero(memory.data(), bytes, nullptr);
+    with.zero(memory, bytes, nullptr);
     with.synchronize(nullptr);
   }
-  probe.memory = reinterpret_cast<const u32*>(memory.data());
+  probe.memory = reinterpret_cast<const u32*>(memory);
   for (i32 sweep = 0; sweep < request.sweeps; ++sweep) {
     Device device(with, request.device, request.blocks, each);
     device.launch(probe);

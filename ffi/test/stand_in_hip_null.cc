@@ -236,6 +236,28 @@ STAND_IN int hipHostGetDevicePointer(void** mapped, void* address, unsigned) {
   return enter("hipHostGetDevicePointer");
 }
 
+// Physical memory has no content here; addresses have it, once they are mapped.
+STAND_IN int hipMemGetAllocationGranularity(size_t* bytes, const void*, int) {
+  *bytes = 2 << 20;
+  return enter("hipMemGetAllocationGranularity");
+}
+STAND_IN int hipMemCreate(void** handle, size_t, const void*, unsigned long long) {
+  if (int error = enter("hipMemCreate")) return error;
+  *handle = new char;
+  return 0;
+}
+STAND_IN int hipMemAddressReserve(void** address, size_t bytes, size_t, void*, unsigned long long) {
+  return allocate("hipMemAddressReserve", address, bytes);
+}
+STAND_IN int hipMemMap(void*, size_t, size_t, void*, unsigned long long) { return enter("hipMemMap"); }
+STAND_IN int hipMemSetAccess(void*, size_t, const void*, size_t) { return enter("hipMemSetAccess"); }
+STAND_IN int hipMemUnmap(void*, size_t) { return enter("hipMemUnmap"); }
+STAND_IN int hipMemAddressFree(void* address, size_t) { return release("hipMemAddressFree", address); }
+STAND_IN int hipMemRelease(void* handle) {
+  delete static_cast<char*>(handle);
+  return enter("hipMemRelease");
+}
+
 STAND_IN int hipMemcpyHtoDAsync(void* to, const void* from, size_t bytes, void* stream) {
   wait(stream);
   std::memcpy(to, from, bytes);

@@ -11,6 +11,7 @@ from jax_mono import settings
 from jax_mono.bringup import probes
 from jax_mono.bringup.figures import Figure, holds
 from jax_mono.bringup.machine import Machine
+from jax_mono.bringup.page_statistics import centred
 from jax_mono.bringup.pages import PageMap, Refusal, solve, verify
 from jax_mono.bringup.step import Context, Findings, Step
 
@@ -19,6 +20,9 @@ _SAMPLE = 8
 
 _MOST_POLLERS = 64
 """Pollers of one line beyond which AMD's devices are said to collapse (docs/simulator.md)."""
+
+_SHOWN = 128
+"""Pages in the picture."""
 
 _NEEDS_GPU = "needs a GPU"
 
@@ -165,21 +169,27 @@ class Pages(Step):
         return _NEEDS_GPU if machine.platform == "cpu" else ""
 
     def run(self, context: Context) -> Findings:
-        """Times pages on the first GPU, solves, and holds the map against new times on every GPU."""
+        """Times mapped pages on the first GPU, solves, and holds the map against ordinary memory of every GPU."""
         machine, blocks = context.machine, _blocks(context.machine)
         topology = machine.described
         pages = 1024 if context.toy else 16384
-        times, xcds = probes.page_times(machine.platform, blocks=blocks, pages=pages)
+        remarks = []
+        try:
+            times, xcds = probes.page_times(machine.platform, blocks=blocks, pages=pages, mapped=True)
+        except probes.ProbeError as error:
+            remarks.append(f"no mapped memory, ordinary memory instead: {error}")
+            times, xcds = probes.page_times(machine.platform, blocks=blocks, pages=pages)
         np.savez_compressed(context.out / "pages.npz", times=times, xcds=xcds)
         figures = [Figure(name="read of a page, median", value=float(np.median(times)), unit="ns")]
         spread = float(np.median(times.max(axis=0) - times.min(axis=0)))
         figures.append(Figure(name="nearest to farthest XCD, median", value=spread, unit="ns"))
+        drawn = {"matrices": {"pages": _first_pages(times)}}
         found = solve(times, topology)
         if isinstance(found, Refusal):
             if topology.dies.whole > 1:
                 figures.append(holds("a map of pages was found", False, "tapes are laid without it"))
-            return Findings(figures, {}, [f"no map of pages: {found.reason}"])
-        details: dict[str, Any] = {
+            return Findings(figures, drawn, [*remarks, f"no map of pages: {found.reason}"])
+        details: dict[str, Any] = drawn | {
             "period": found.period, "pattern": found.pattern, "die_of_xcd": found.die_of_xcd,
             "confidence": found.confidence, "agreement": found.agreement,
         }  # fmt: skip
@@ -193,12 +203,12 @@ class Pages(Step):
             ),
             Figure(name="consecutive bytes on a die", value=_granule(found), unit="bytes",
                    assumed=topology.granule_bytes.value or None, origin=origin),
-            Figure(name="GPUs on which the map holds", value=sum(held), unit="GPUs", assumed=len(held),
+            Figure(name="GPUs whose ordinary memory is the same", value=sum(held), unit="GPUs", assumed=len(held),
                    origin="the first GPU's map"),
         ]  # fmt: skip
         if found.period:
             figures.append(Figure(name="period of the map", value=found.period * probes.PAGE_BYTES, unit="bytes"))
-        return Findings(figures, details, found.as_expected(topology))
+        return Findings(figures, details, [*remarks, *found.as_expected(topology)])
 
     def _holds(self, found: PageMap, machine: Machine, gpu: int, blocks: int, pages: int) -> bool:
         times, _ = probes.page_times(machine.platform, blocks=blocks, device=gpu, pages=pages, sweeps=2)
@@ -242,6 +252,14 @@ def _granule(found: PageMap) -> float:
     known = found.die[found.die >= 0]
     changes = np.flatnonzero(np.diff(known))
     return float(np.diff(changes).min() if len(changes) > 1 else len(known)) * probes.PAGE_BYTES
+
+
+def _first_pages(times: np.ndarray) -> dict[str, Any]:
+    """What XCDs see of the first pages, to look at."""
+    return {
+        "title": "The first pages, without what all XCDs have in common", "x": "page", "y": "XCD", "unit": "ns",
+        "rows": centred(times)[:, :_SHOWN].tolist(),
+    }  # fmt: skip
 
 
 def _matrix(title: str, what: str, times: np.ndarray) -> dict[str, Any]:

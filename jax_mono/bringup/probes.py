@@ -42,7 +42,8 @@ class _Reads(ctypes.Structure):
     """Mirrors ``Reads`` in ffi/host/probe.cc."""
 
     _fields_: Sequence = [
-        (name, ctypes.c_int32) for name in ("platform", "device", "pages", "lines", "sweeps", "blocks", "limit_ms")
+        (name, ctypes.c_int32)
+        for name in ("platform", "device", "mapped", "pages", "lines", "sweeps", "blocks", "limit_ms")
     ]
 
 
@@ -114,12 +115,13 @@ def page_times(
     pages: int = 16384,
     lines: int = 8,
     sweeps: int = 5,
+    mapped: bool = False,
     limit_ms: int = 20_000,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Times reads of each page of a fresh piece of device memory, by one block of each die at a time each.
 
-    The memory is of the kind that tapes lie in. Of the `lines` reads of a page the shortest counts, of the sweeps the
-    median: what is left is how far the page is, and noise.
+    The memory is of the kind that tapes lie in, or mapped. Of the `lines` reads of a page the shortest counts, of the
+    sweeps the median: what is left is how far the page is, and noise.
 
     Args:
         platform: Where.
@@ -128,6 +130,8 @@ def page_times(
         pages: Of :data:`PAGE_BYTES`, consecutive.
         lines: Reads of a page per sweep, of lines that lie evenly in it.
         sweeps: Over all pages.
+        mapped: Whether the memory comes from the driver's virtual memory functions: physically in one piece, as far as
+            there is one. Without effect on a CPU.
         limit_ms: Bound of each sweep.
 
     Returns:
@@ -139,7 +143,7 @@ def page_times(
     """
     if lines not in LINES:
         raise ValueError(f"{lines} lines of a page cannot be read; use one of {', '.join(map(str, LINES))}")
-    request = _Reads(_NUMBERS[platform], device, pages, lines, sweeps, blocks, limit_ms)
+    request = _Reads(_NUMBERS[platform], device, mapped, pages, lines, sweeps, blocks, limit_ms)
     dies, times = np.zeros(blocks, np.int32), np.zeros((sweeps, _DIES, pages), np.float32)
     addresses = [array.ctypes.data_as(ctypes.c_void_p) for array in (dies, times)]
     _call("mono_probe_pages", ctypes.byref(request), *addresses)

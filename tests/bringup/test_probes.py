@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def test_the_steps_on_several_dies_and_devices(mi300x: None, tmp_path: Path) -> 
     assert np.load(out / "pages.npz")["times"].shape == (8, 1024)
     assert figures["a map of pages was found"].verdict == "differs"
     assert outcomes["pages"].findings.remarks[0].startswith("no map of pages: ")
+    assert all("no mapped memory" not in remark for remark in outcomes["pages"].findings.remarks)
+    assert (out / "pages-pages.svg").is_file()
     assert (out / "flags-flags.svg").is_file() and (out / "pollers-pollers.svg").is_file()
 
 
@@ -121,11 +124,43 @@ def test_the_map_of_pages_is_compared_with_the_topology(tmp_path: Path, monkeypa
     assert not [figure.name for figure in found.figures if figure.wrong] and not found.remarks
     figures = {figure.name: figure.value for figure in found.figures}
     assert figures["consecutive bytes on a die"] == 4096 and figures["period of the map"] == 4 * 4096
-    assert figures["GPUs on which the map holds"] == 3 and found.details["pattern"] == (0, 1, 2, 3)
+    assert figures["GPUs whose ordinary memory is the same"] == 3 and found.details["pattern"] == (0, 1, 2, 3)
 
     found = pages_of(context, monkeypatch, [interleaved(4), interleaved(4), interleaved(1)])
     wrong = {figure.name: figure.value for figure in found.figures if figure.wrong}
-    assert wrong == {"consecutive bytes on a die": 4 * 4096, "GPUs on which the map holds": 2}
+    assert wrong == {"consecutive bytes on a die": 4 * 4096, "GPUs whose ordinary memory is the same": 2}
+
+
+@pytest.mark.parametrize("function", ["hipMemCreate", "hipMemAddressReserve", "hipMemMap", "hipMemSetAccess"])
+def test_memory_that_cannot_be_mapped_is_replaced_and_given_back(
+    function: str, mi300x: None, monkeypatch: pytest.MonkeyPatch, library: Path
+) -> None:
+    """In a process of its own, because drivers are loaded once."""
+    code = """
+import ctypes, os, sys
+from jax_mono.bringup import probe_steps, probes
+from jax_mono.bringup.machine import look
+from jax_mono.bringup.step import Context
+from pathlib import Path
+stand_in = ctypes.CDLL(sys.argv[1])
+found = probe_steps.Pages().run(Context(Path(sys.argv[2]), look(), "toy"))
+print(found.remarks[0])
+for name in sys.argv[3:]:
+    print(name, stand_in.stand_in_count(name.encode()))
+"""
+    monkeypatch.setenv("STAND_IN_FAIL", f"{function}:801")
+    counted = ("hipMemCreate", "hipMemRelease", "hipMemAddressReserve", "hipMemAddressFree", "hipMemUnmap")
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(library), str(library.parent), *counted],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    remark, *lines = ran.stdout.splitlines()
+    assert remark.startswith(f"no mapped memory, ordinary memory instead: {function} failed with")
+    made, released, reserved, freed, undone = (int(line.split()[-1]) for line in lines)
+    order = ["hipMemCreate", "hipMemAddressReserve", "hipMemMap", "hipMemSetAccess"].index(function)
+    assert (made, reserved) == (1, min(order, 1)), "functions that fail count as called"
+    assert (released, freed, undone) == (order > 0, order > 1, order > 2)
 
 
 @pytest.fixture(scope="module")
