@@ -20,15 +20,20 @@ def target_of(device: jax.Device) -> Target:
     return CPU if device.platform == "cpu" else GPU
 
 
-def default_devices(config: ModelConfig) -> int:
-    """Logical devices on this CPU unless asked otherwise.
+def default_devices(config: ModelConfig, on_cpu: bool = True) -> int:
+    """Logical devices on this CPU or one GPU unless asked otherwise.
 
     Blocks of one device wait for one another several times per layer, and every time for the slowest. Devices of a
-    Laneformer with a delay are layers apart before one waits for another. So such a model gets as many devices as
-    evenly share its lanes and the cores of this process; any other model gets one.
+    Laneformer with a delay are layers apart before one waits for another. So such a model gets, on a CPU, as many
+    devices as evenly share its lanes and the cores of this process; on a GPU, one for every two lanes: more devices
+    exchange more sums, fewer have longer hand-offs (docs/performance.md). Any other model gets one.
     """
     lanes = config.lanes
-    return math.gcd(lanes.count, settings.cores()) if lanes and lanes.delay and settings.blocks() is None else 1
+    if not lanes or not lanes.delay:
+        return 1
+    if not on_cpu:
+        return lanes.count // 2 if lanes.count % 2 == 0 else 1
+    return math.gcd(lanes.count, settings.cores()) if settings.blocks() is None else 1
 
 
 def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
@@ -72,7 +77,7 @@ def plan_for(
     if mesh is not None:
         devices = mesh.devices.size
     if devices is None:
-        devices = default_devices(config) if on_cpu and blocks is None else 1
+        devices = default_devices(config, on_cpu) if blocks is None else 1
     if blocks is None:
         sharing = devices if mesh is None or on_cpu else 1
         blocks = default_blocks(config, sharing, None if on_cpu else gpus.gpu_of(device).multiprocessors)

@@ -54,7 +54,7 @@ class Target:
 
 
 CPU = Target("cpu", word_bytes=8, floats_per_word=1, weights_per_word=1, kv_chunk=16)
-GPU = Target("gpu", word_bytes=16, floats_per_word=3, weights_per_word=6, kv_chunk=64)
+GPU = Target("gpu", word_bytes=16, floats_per_word=3, weights_per_word=6, kv_chunk=16)
 
 
 @dataclass(frozen=True)

@@ -304,8 +304,8 @@ OVERRUNS = {
 WRONG_TOKENS = {
     "a block takes the word of the token before": (
         "ffi/kernel/handoff.h",
-        "if (arch::tag_of(word) == tag) return word;\n    return wait_long",
-        "if (arch::tag_of(word) + 1 >= tag) return word;\n    return wait_long",
+        "return arch::tag_of(word) == tag;",
+        "return arch::tag_of(word) + 1 >= tag;",
     ),
 }
 MUTANTS = {"thread": RACES | WRONG_TOKENS, "address": OVERRUNS | WRONG_TOKENS}

@@ -108,7 +108,7 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 head, bool owner) {
     if (part == 1 && w >= key_words) w -= key_words, part = 2;
     return range(part);
   };
-  s.link.read(
+  s.link.template read<1>(
       query_words + (owner ? key_words + range(2).words : 0), kQkvRows, layer,
       [&](i32 w) {
         const RowWords range = place(w);
@@ -187,10 +187,13 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     const i32 split = (visible.first_chunk + k) % h.kv_splits;
     return from + ((i64(query / group) * h.kv_splits + split) * group + query % group) * words;
   };
-  float* joins = s.scratch.work.joins;  // [queries, splits, 2]
-  s.link.read(
-      queries * splits * kPartHead, kAttentionParts, layer,
-      [&](i32 i) { return part(i / kPartHead / splits, i / kPartHead % splits) + i % kPartHead; },
+  float* joins = s.scratch.work.joins;  // [queries, kv_splits, 2]
+  s.link.template read<1>(
+      queries * h.kv_splits * kPartHead, kAttentionParts, layer,
+      [&](i32 i) -> const arch::Word* {
+        const i32 item = i / kPartHead, query = item / h.kv_splits, k = item - query * h.kv_splits;
+        return k < splits ? part(query, k) + i % kPartHead : nullptr;
+      },
       [&](i32 i, const arch::Word& word) {
         float values[kFloatsPerWord];
         arch::unpack(word, values);
@@ -199,7 +202,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
       });
   arch::sync();
   arch::for_each(queries, [&](i32 query) {
-    float* of = joins + query * splits * 2;
+    float* of = joins + query * h.kv_splits * 2;
     float maximum = -kInfinity, total = 0.0f;
     MONO_ROLLED
     for (i32 k = 0; k < splits; ++k) maximum = of[2 * k] > maximum ? of[2 * k] : maximum;
@@ -235,7 +238,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
         if (k >= splits) break;
         float values[kFloatsPerWord];
         arch::unpack(s.link.confirm(parts[b], at[b], kAttentionParts, layer), values);
-        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * splits + k) * 2] * values[j];
+        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * h.kv_splits + k) * 2] * values[j];
       }
     }
     T* out = s.scratch.activations + i64(lane) * width + i64(query - lane * per_lane) * size;

@@ -8,7 +8,7 @@
 //   norm_words / norm_embedding(s, ...)                   RMSNorm of a vector as it arrives
 //   lane_inverses(s, ...)                                 1 / RMS of whole lanes
 //   attend(s, keys, values, ...), attention_payload(...)  softmax(q K) V over the positions of one split
-//   prepare(work, device)                                 sets up the family's own memory
+//   prepare(work, device, share)                          sets up the family's own memory
 #pragma once
 
 #include "kernel/handoff.h"
@@ -16,6 +16,10 @@
 #include "kernel/scratch.h"
 
 namespace mono::MONO_VARIANT {
+
+// Whether all blocks have the same number of hidden rows, in full words. A program that is compiled for one model then knows
+// where rows and words are.
+MONO_DEVICE bool even_rows(Shape h) { return h.hidden_size == h.num_blocks * h.hidden_run * kFloatsPerWord; }
 
 template <class T>
 struct BlockState {
@@ -54,17 +58,19 @@ struct BlockState {
       if (i + 1 == header.num_blocks) scratch.up_tiles[i + 1] = tiles.first + tiles.count;
     });
     arch::sync();
-    prepare(scratch.work, device);
+    prepare(scratch.work, device, share);
     arch::sync();
     first_row = share.hidden.first * arch::kTileRows;
-    rows = share.hidden.count * arch::kTileRows;
-    if (first_row + rows > header.hidden_size) rows = header.hidden_size - first_row;
+    rows = row_capacity();
+    if (!even_rows(header) && first_row + rows > header.hidden_size) rows = header.hidden_size - first_row;
   }
 
   // Of this device. From the header, which is a constant where the program is compiled for one model.
   MONO_DEVICE i32 lanes() const { return header.num_lanes > 1 ? header.num_lanes / header.num_devices : 1; }
   MONO_DEVICE i32 heads_per_lane() const { return device.kv_heads.count / lanes(); }
-  MONO_DEVICE i32 row_capacity() const { return share.hidden.count * arch::kTileRows; }
+  MONO_DEVICE i32 row_capacity() const {
+    return even_rows(header) ? header.hidden_run * kFloatsPerWord : share.hidden.count * arch::kTileRows;
+  }
   MONO_DEVICE float* history(i32 layer, i32 module, i32 lane) const {
     return scratch.history + ((layer % header.history_layers * kModules + module) * lanes() + lane) * row_capacity();
   }
@@ -122,7 +128,8 @@ struct HiddenRun {
 struct HiddenWord {
   i32 first, count;  // hidden rows
 
-  MONO_DEVICE HiddenWord(Shape h, i32 w) {
+  MONO_DEVICE HiddenWord(Shape h, i32 w) : first(w * kFloatsPerWord), count(kFloatsPerWord) {
+    if (even_rows(h)) return;
     const i32 block = w / h.hidden_run, at = (w - block * h.hidden_run) * kFloatsPerWord;
     const HiddenRun run(h, block);
     first = run.first + at;

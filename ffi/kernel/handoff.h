@@ -81,32 +81,55 @@ struct Link {
     return hand_off(channel, layer) == *lost ? kLostTag : tag;
   }
 
+  MONO_DEVICE bool has_arrived(const arch::Word& word) const { return arch::tag_of(word) == tag; }
+
   // Waits for one word of this token; an empty word once the call has failed.
   MONO_DEVICE arch::Word wait(const arch::Word* at, Channel channel, i32 layer) {
     return confirm(arch::load_word(at), at, channel, layer);
   }
   // The same for a word that was loaded already.
   MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
-    if (arch::tag_of(word) == tag) return word;
+    return has_arrived(word) ? word : wait_on(at, channel, layer);
+  }
+  // The same for a word that was not there when somebody looked.
+  MONO_DEVICE arch::Word wait_on(const arch::Word* at, Channel channel, i32 layer) {
     return wait_long(control, failed, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
   }
 
+  // Waits for some words of this token, null for none. They are asked for together, because each takes a round trip; where
+  // one is missing, for that one first, and then for all again.
+  template <i32 kCount>
+  MONO_DEVICE void wait_for(arch::Word (&words)[kCount], const arch::Word* const (&at)[kCount], Channel channel, i32 layer) {
+    MONO_ROLLED
+    for (;;) {
+      const arch::Word* missing = nullptr;
+      MONO_UNROLLED
+      for (i32 k = 0; k < kCount; ++k)
+        words[k] = at[k] ? arch::load_word(at[k]) : arch::Word{};
+      MONO_UNROLLED
+      for (i32 k = 0; k < kCount; ++k)
+        if (at[k] && !has_arrived(words[k])) missing = at[k];
+      if (!missing || !has_arrived(wait_on(missing, channel, layer))) return;
+    }
+  }
+
   // Waits for `count` words, at(i) is the address of the i-th, and hands them on: sink(i, word). The threads of the block
-  // share the words; a thread asks for several at once, because each takes a round trip.
-  template <class At, class Sink>
+  // share the words; a thread asks for kBatch at once.
+  template <i32 kBatch = arch::kWordsInFlight, class At, class Sink>
   MONO_DEVICE void read(i32 count, Channel channel, i32 layer, At at, Sink sink) {
-    constexpr i32 kBatch = arch::kWordsInFlight;
     MONO_ROLLED
     for (i32 base = arch::thread(); base < count; base += kBatch * arch::kThreads) {
       arch::Word words[kBatch];
+      const arch::Word* from[kBatch];
+      MONO_UNROLLED
       for (i32 k = 0; k < kBatch; ++k) {
         const i32 i = base + k * arch::kThreads;
-        if (i < count) words[k] = arch::load_word(at(i));
+        from[k] = i < count ? at(i) : nullptr;
       }
-      for (i32 k = 0; k < kBatch; ++k) {
-        const i32 i = base + k * arch::kThreads;
-        if (i < count) sink(i, confirm(words[k], at(i), channel, layer));
-      }
+      wait_for(words, from, channel, layer);
+      MONO_UNROLLED
+      for (i32 k = 0; k < kBatch; ++k)
+        if (from[k]) sink(base + k * arch::kThreads, words[k]);
       pump.step();
     }
   }

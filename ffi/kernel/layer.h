@@ -157,22 +157,20 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
 template <class T>
 MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
   constexpr i32 half = arch::kTileRows / 2;  // a tile is half gate rows, half up rows of the same neurons
-  const Span& run = s.share.shares[kUp];
+  const i32 neurons = s.share.shares[kUp].count * half;
   norm_input(s, kUp, s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size, Input{-1, layer, kAttention});
   s.note(kUpInput, layer);
   column_product(s, kUp, layer);
   arch::Word* to = s.own_words(s.device.channels.activation, layer) + i64(s.block_index) * s.header.activation_run;
   const u32 tag = s.link.out_tag(kActivations, layer);
+  auto gate_of = [&](i32 i) { return s.scratch.rows + i / half * arch::kTileRows + i % half; };
+  arch::for_each(neurons, [&](i32 i) { gate_of(i)[0] = silu(gate_of(i)[0]) * gate_of(i)[half]; });
+  arch::sync();
   arch::for_each(s.header.activation_run, [&](i32 w) {
     T payload[kWeightsPerWord<T>];
     for (i32 k = 0; k < kWeightsPerWord<T>; ++k) {
-      const i32 i = w * kWeightsPerWord<T> + k, tile = i / half, r = i - tile * half;
-      float value = 0.0f;
-      if (tile < run.count) {
-        const float* gate = s.scratch.rows + tile * arch::kTileRows + r;
-        value = silu(gate[0]) * gate[half];
-      }
-      arch::from_float(value, payload[k]);
+      const i32 i = w * kWeightsPerWord<T> + k;
+      arch::from_float(i < neurons ? gate_of(i)[0] : 0.0f, payload[k]);
     }
     arch::store_word(to + w, arch::pack(tag, payload));
   });
@@ -186,18 +184,21 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
   const i32 run = s.header.activation_run, width = s.device.stages[kDown].width;
   const i32 neurons = s.device.neurons.count / s.lanes(), per_lane = s.device.stages[kUp].tiles_per_lane * half;
   const arch::Word* from = s.own_words(s.device.channels.activation, layer);
-  s.link.read(
+  s.link.template read<2>(
       s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },
       [&](i32 i, const arch::Word& word) {
-        const i32 block = i / run, first_tile = s.scratch.up_tiles[block], end_tile = s.scratch.up_tiles[block + 1];
-        const i32 first = (i - block * run) * kWeightsPerWord<T>;
+        const i32 block = i / run, end = s.scratch.up_tiles[block + 1] * half;
+        i32 slot = s.scratch.up_tiles[block] * half + (i - block * run) * kWeightsPerWord<T>;
+        i32 lane = 0;
+        MONO_ROLLED
+        while (slot - lane * per_lane >= per_lane) ++lane;  // few lanes: shorter than a division
+        i32 neuron = slot - lane * per_lane;
         T values[kWeightsPerWord<T>];
         arch::unpack(word, values);
-        for (i32 k = 0; k < kWeightsPerWord<T>; ++k) {
-          const i32 slot = first_tile * half + first + k;
-          if (slot >= end_tile * half) break;
-          const i32 lane = slot / per_lane, neuron = slot - lane * per_lane;
-          if (neuron < neurons) s.scratch.activations[i64(lane) * width + neuron] = values[k];
+        MONO_UNROLLED
+        for (i32 k = 0; k < kWeightsPerWord<T>; ++k, ++slot, ++neuron) {
+          if (neuron == per_lane) neuron = 0, ++lane;
+          if (slot < end && neuron < neurons) s.scratch.activations[lane * width + neuron] = values[k];
         }
       });
   MONO_ROLLED

@@ -10,9 +10,10 @@ namespace mono::MONO_VARIANT {
 template <class T>
 MONO_DEVICE void embed(BlockState<T>& s, i32 token) {
   const T* row = static_cast<const T*>(s.call.embed) + i64(token) * s.header.hidden_size + s.first_row;
-  arch::for_each(s.lanes() * s.rows, [&](i32 i) {
-    const i32 lane = i / s.rows, r = i - lane * s.rows;
-    s.residual(lane)[r] = arch::to_float(row[r]);
+  arch::for_each(s.rows, [&](i32 r) {
+    const float x = arch::to_float(row[r]);
+    MONO_ROLLED
+    for (i32 lane = 0; lane < s.lanes(); ++lane) s.residual(lane)[r] = x;
   });
 }
 

@@ -12,7 +12,7 @@
 // Everything is inlined: a call would keep registers in memory, and shared memory would lose its own instructions.
 #define MONO_OUTLINE MONO_DEVICE
 #define MONO_COLD __attribute__((device, noinline)) static
-#define MONO_ROLLED _Pragma("unroll 1")
+#define MONO_ROLLED _Pragma("clang loop unroll(disable) vectorize(disable)")
 #define MONO_UNROLLED _Pragma("unroll")
 #define MONO_SHARED __attribute__((shared))
 

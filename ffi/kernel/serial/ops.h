@@ -6,7 +6,7 @@
 namespace mono::MONO_VARIANT {
 
 template <class T>
-void prepare(Workspace<T>&, const Device&) {}
+void prepare(Workspace<T>&, const Device&, const Block&) {}
 
 // The product after `index` of `layer`, where the pump fetches next: the next layer's after the last of a layer, the head
 // after the last layer, the first layer of the next token after the head.

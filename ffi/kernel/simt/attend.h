@@ -1,5 +1,7 @@
-// Softmax(q K) V of one split: teams of lanes take positions in turn, each with a running maximum (Milakov and Gimelshein,
-// "Online normalizer calculation for softmax", 2018); the teams' parts are joined at the end.
+// Softmax(q K) V of one split: every warp works for one query, and its teams of lanes take positions in turn, each with a
+// running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). The teams' parts are joined at
+// the end. Several queries at once would read keys and values less often, but the code of this stage runs once per layer, in
+// few blocks, and takes as long as it is.
 #pragma once
 
 #include "kernel/attention.h"
@@ -10,15 +12,20 @@ constexpr i32 kUnit = 4;  // weights that a lane loads at once
 constexpr i32 kUnits = Shape::head_dim / kUnit;
 static_assert(Shape::head_dim % kUnit == 0, "head_dim must be a multiple of 4");
 
-// Lanes that share a position: as few as leave queries and outputs in registers.
+// Lanes that share a position: as few as leave a query and its output in registers.
 constexpr i32 team_lanes() {
   i32 lanes = 8;
-  constexpr i32 most = 16;  // elements of queries
-  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit * Shape::queries_per_kv > most) lanes *= 2;
+  constexpr i32 most = 16;  // elements of a query
+  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit > most) lanes *= 2;
   return lanes;
 }
-constexpr i32 kTeam = team_lanes(), kTeams = arch::kThreads / kTeam;
+constexpr i32 kTeam = team_lanes(), kTeamsPerWarp = arch::kWarp / kTeam;
 constexpr i32 kUnitsPerLane = (kUnits + kTeam - 1) / kTeam, kOwn = kUnitsPerLane * kUnit;
+
+// Warps that share a query, and queries that are worked on at once; a warp may be left over.
+constexpr i32 kQueries = Shape::queries_per_kv;
+constexpr i32 kSharers = arch::kWarps > kQueries ? arch::kWarps / kQueries : 1, kQueriesAtOnce = arch::kWarps / kSharers;
+constexpr i32 kTeams = kSharers * kTeamsPerWarp;  // that share the positions
 
 template <class T>
 struct alignas(kUnit * sizeof(T)) Unit {
@@ -62,7 +69,7 @@ struct Positions {
   }
   // The position of this thread's team in the round from `begin` on, or -1 where there is none.
   MONO_DEVICE i32 of_team(i32 begin) const {
-    const i32 i = begin + arch::thread() / kTeam;
+    const i32 i = begin + arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam;
     const i32 p = (first + i / Shape::kv_chunk * Shape::kv_splits) * Shape::kv_chunk + i % Shape::kv_chunk;
     return i < count && p >= visible.first && p <= visible.position ? p : -1;
   }
@@ -88,44 +95,40 @@ MONO_DEVICE Round<T> first_round(const T* keys, const T* values, const Visible& 
   return Positions(visible, h, split).load(keys, values, 0);
 }
 
-// Leaves every warp's part of every query in near memory: [warps, queries, head_dim + 2].
+// Leaves every sharer's part of every query in near memory: [sharers, queries, head_dim + 2].
 template <class T>
 MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Round<T> round) {
-  constexpr i32 kQueries = Shape::queries_per_kv, kSize = Shape::head_dim;
+  constexpr i32 kSize = Shape::head_dim;
   const float scale = 1.0f / arch::sqrt(float(kSize));
-  float query[kQueries][kOwn];
-  Part parts[kQueries];
-  MONO_UNROLLED
-  for (i32 g = 0; g < kQueries; ++g)
-    MONO_UNROLLED
-    for (i32 k = 0; k < kOwn; ++k) query[g][k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
-
+  const float* own = s.scratch.query + kQueries * kSize;  // the position's key, rounded already, and value
   const Positions positions(visible, s.header, split);
-  // All threads go round equally often, because a team's lanes meet in shuffles.
   MONO_ROLLED
-  for (i32 begin = 0; begin < positions.count; begin += kTeams) {
-    const i32 p = positions.of_team(begin);
-    float key[kOwn], value[kOwn];
+  for (i32 g = arch::warp() / kSharers; g < kQueries; g += kQueriesAtOnce) {
+    float query[kOwn];
+    Part part;
     MONO_UNROLLED
-    for (i32 k = 0; k < kOwn; ++k) {
-      key[k] = arch::to_float(round.key[k / kUnit].values[k % kUnit]);
-      value[k] = arch::to_float(round.value[k / kUnit].values[k % kUnit]);
-    }
-    if (begin + kTeams < positions.count) round = positions.load(keys, values, begin + kTeams);
-    if (p == visible.position) {
-      const float* own = s.scratch.query + kQueries * kSize;
+    for (i32 k = 0; k < kOwn; ++k) query[k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
+    // All lanes go round equally often, because a team's meet in shuffles.
+    MONO_ROLLED
+    for (i32 begin = 0; begin < positions.count; begin += kTeams) {
+      const i32 p = positions.of_team(begin);
+      float key[kOwn], value[kOwn];
       MONO_UNROLLED
       for (i32 k = 0; k < kOwn; ++k) {
-        key[k] = head_index(k) < kSize ? own[head_index(k)] : 0.0f;  // rounded already
-        value[k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+        key[k] = arch::to_float(round.key[k / kUnit].values[k % kUnit]);
+        value[k] = arch::to_float(round.value[k / kUnit].values[k % kUnit]);
       }
-    }
-    MONO_UNROLLED
-    for (i32 g = 0; g < kQueries; ++g) {
-      Part& part = parts[g];
+      if (begin + kTeams < positions.count) round = positions.load(keys, values, begin + kTeams);
+      if (p == visible.position) {
+        MONO_UNROLLED
+        for (i32 k = 0; k < kOwn; ++k) {
+          key[k] = head_index(k) < kSize ? own[head_index(k)] : 0.0f;
+          value[k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+        }
+      }
       float score = 0.0f;
       MONO_UNROLLED
-      for (i32 k = 0; k < kOwn; ++k) score += query[g][k] * key[k];
+      for (i32 k = 0; k < kOwn; ++k) score += query[k] * key[k];
       for (i32 mask = kTeam / 2; mask; mask /= 2) score += arch::swapped(score, mask);
       if (p < 0) continue;
       const float maximum = score > part.maximum ? score : part.maximum;
@@ -135,43 +138,39 @@ MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& vis
       MONO_UNROLLED
       for (i32 k = 0; k < kOwn; ++k) part.out[k] = part.out[k] * shrink + weight * value[k];
     }
-  }
-  if (visible.owned_by(s.header, split)) store_heads(s, keys, values, visible.position);
-  float* near = reinterpret_cast<float*>(s.scratch.activations) + arch::warp() * kQueries * (kSize + 2);
-  MONO_UNROLLED
-  for (i32 g = 0; g < kQueries; ++g) {
-    for (i32 mask = kTeam; mask < arch::kWarp; mask *= 2) join(parts[g], mask);
+    if (g + kQueriesAtOnce < kQueries) round = positions.load(keys, values, 0);
+    MONO_ROLLED
+    for (i32 mask = kTeam; mask < arch::kWarp; mask *= 2) join(part, mask);
     if (arch::lane() >= kTeam) continue;
-    float* to = near + g * (kSize + 2);
+    float* to = reinterpret_cast<float*>(s.scratch.activations) + (arch::warp() % kSharers * kQueries + g) * (kSize + 2);
     if (arch::lane() == 0) {
-      to[0] = parts[g].maximum;
-      to[1] = parts[g].sum;
+      to[0] = part.maximum;
+      to[1] = part.sum;
     }
     MONO_UNROLLED
     for (i32 k = 0; k < kOwn; ++k)
-      if (head_index(k) < kSize) to[2 + head_index(k)] = parts[g].out[k];
+      if (head_index(k) < kSize) to[2 + head_index(k)] = part.out[k];
   }
+  if (visible.owned_by(s.header, split)) store_heads(s, keys, values, visible.position);
   arch::sync();
 }
 
-// The w-th word of a query's part, joined from all warps'.
+// The w-th word of a query's part, joined from all sharers'.
 template <class T>
 MONO_DEVICE void attention_payload(const BlockState<T>& s, i32 query, i32 w, float (&payload)[kFloatsPerWord]) {
-  constexpr i32 kSize = Shape::head_dim, kStride = Shape::queries_per_kv * (kSize + 2);
+  constexpr i32 kSize = Shape::head_dim, kStride = kQueries * (kSize + 2);
   const float* near = reinterpret_cast<const float*>(s.scratch.activations) + query * (kSize + 2);
   float maximum = -kInfinity, sum = 0.0f;
-  for (i32 i = 0; i < arch::kWarps; ++i) maximum = near[i * kStride] > maximum ? near[i * kStride] : maximum;
-#pragma unroll 4
-  for (i32 i = 0; i < arch::kWarps; ++i) {
+  MONO_ROLLED
+  for (i32 i = 0; i < kSharers; ++i) maximum = near[i * kStride] > maximum ? near[i * kStride] : maximum;
+  MONO_ROLLED
+  for (i32 i = 0; i < kSharers; ++i) {
     const float* of = near + i * kStride;
     const float weight = weight_of(of[0], maximum);
-    if (w == 0) {
-      sum += weight * of[1];
-    } else {
-      for (i32 k = 0; k < kFloatsPerWord; ++k) {
-        const i32 at = (w - 1) * kFloatsPerWord + k;
-        if (at < kSize) payload[k] += weight * of[2 + at];
-      }
+    sum += weight * of[1];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 at = (w - 1) * kFloatsPerWord + k;
+      if (at >= 0 && at < kSize) payload[k] += weight * of[2 + at];
     }
   }
   if (w == 0) {

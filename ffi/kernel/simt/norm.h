@@ -62,14 +62,12 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
 template <class T>
 MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* embedding, i32 lanes, Channel channel, i32 layer,
                                  const float* scale, T* activations) {
-  arch::Word words[kHeldWords];
   Held held{};
-  // What is here already is asked for before anything is waited for.
+  // Asked for before anything is waited for.
   MONO_UNROLLED
   for (i32 k = 0; k < kHeldWords; ++k) {
     const i32 i = arch::thread() + k * arch::kThreads;
     if (i >= lanes * kLaneWords) continue;
-    if (!embedding) words[k] = arch::load_word(from + i);
     const HiddenWord word(Shape{}, i % kLaneWords);
     for (i32 j = 0; j < kFloatsPerWord; ++j) held.scale[k][j] = scale && j < word.count ? scale[word.first + j] : 0.0f;
   }
@@ -83,11 +81,17 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
       for (i32 j = 0; j < kFloatsPerWord; ++j) held.x[k][j] = j < word.count ? arch::to_float(embedding[word.first + j]) : 0.0f;
     }
   } else {
+    arch::Word words[kHeldWords];
+    const arch::Word* at[kHeldWords];
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
       const i32 i = arch::thread() + k * arch::kThreads;
-      if (i < lanes * kLaneWords) arch::unpack(link.confirm(words[k], from + i, channel, layer), held.x[k]);
+      at[k] = i < lanes * kLaneWords ? from + i : nullptr;
     }
+    link.wait_for(words, at, channel, layer);
+    MONO_UNROLLED
+    for (i32 k = 0; k < kHeldWords; ++k)
+      if (at[k]) arch::unpack(words[k], held.x[k]);
   }
   store_normed(held, lanes, scale != nullptr, activations);
 }

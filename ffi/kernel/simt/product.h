@@ -5,24 +5,34 @@
 
 namespace mono::MONO_VARIANT {
 
+MONO_DEVICE bool row_parallel(i32 stage) { return stage == kO || stage == kDown; }
+
 template <class T>
-MONO_DEVICE void prepare(Workspace<T>& work, const Device& device) {
-  arch::for_each(kStages, [&](i32 i) { work.pieces[i] = piece_chunks(device.stages[i].width / arch::kTileCols, kSlotChunks); });
+MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& share) {
+  arch::for_each(kStages, [&](i32 i) {
+    const Stage& stage = device.stages[i];
+    TileWork& tiles = work.tiles[i];
+    const i32 chunks = stage.width / arch::kTileCols;
+    tiles.chunks = piece_chunks(chunks, kSlotChunks);
+    tiles.pieces = tiles.chunks ? chunks / tiles.chunks : 0;
+    tiles.parts = row_parallel(i) ? stage.lanes : 1;
+    tiles.round = tiles.pieces ? kMaxPieces / (tiles.parts * tiles.pieces) : 0;
+    tiles.first_lane = touched_lanes(stage, share.shares[i]).first;
+  });
 }
 
 // Multiplies tiles of a stage, piece by piece, with the activations. Pieces are summed in order, so results do not depend on
 // who multiplied them. Returns the pump, advanced.
 template <class T>
-MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, Span run, i32 chunks, const T* tape, const T* activations,
+MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work, Span run, const T* tape, const T* activations,
                                        float* partial, float* out, i32 part_stride, arch::Pump pump) {
-  const i32 parts = part_stride ? stage.lanes : 1, width = stage.width;
-  const i32 pieces = width / (chunks * arch::kTileCols), per_tile = parts * pieces, round = kMaxPieces / per_tile;
-  const i32 first_lane = touched_lanes(stage, run).first, tiles_per_lane = stage.tiles_per_lane;
-  // Which piece of which part of which tile, and the tile's lane: counted on, because divisions take long.
+  const i32 chunks = work.chunks, pieces = work.pieces, parts = work.parts, per_tile = parts * pieces;
+  const i32 width = stage.width, tiles_per_lane = stage.tiles_per_lane;
+  // Which piece of which part of which tile, and the tile's lane: counted on.
   i32 lane = 0;
   MONO_ROLLED
-  for (i32 begin = 0; begin < run.count; begin += round) {
-    const i32 tiles = run.count - begin < round ? run.count - begin : round;
+  for (i32 begin = 0; begin < run.count; begin += work.round) {
+    const i32 tiles = run.count - begin < work.round ? run.count - begin : work.round;
     i32 tile = 0, part = 0, k = pump.first();
     MONO_ROLLED
     for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps, k += arch::kWarps) {
@@ -30,21 +40,25 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, Span run, i32 chunks,
       for (; k >= pieces; k -= pieces)
         if (++part == parts) part = 0, ++tile;
       MONO_ROLLED
-      while (run.first + begin + tile >= (first_lane + lane + 1) * tiles_per_lane) ++lane;
+      while (run.first + begin + tile >= (work.first_lane + lane + 1) * tiles_per_lane) ++lane;
       const T* x = activations + (part_stride ? part : lane) * width + k * chunks * arch::kTileCols;
       const float y = pump.dot(p, tape + i64(begin * per_tile + p) * chunks * kChunkWords, x, chunks);
       if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
     }
     pump.advance(tiles * per_tile);
     arch::sync();
-    arch::for_each(tiles * parts * arch::kTileRows, [&](i32 i) {
-      const i32 part_index = i / arch::kTileRows, r = i - part_index * arch::kTileRows;
-      const i32 tile = part_index / parts, part = part_index - tile * parts;
+    // A thread's next value is kThreads rows on; where that is, is counted, too.
+    MONO_ROLLED
+    for (i32 i = arch::thread(), tile = 0, part = i / arch::kTileRows; i < tiles * parts * arch::kTileRows;
+         i += arch::kThreads, part += arch::kThreads / arch::kTileRows) {
+      MONO_ROLLED
+      for (; part >= parts; part -= parts) ++tile;
+      const i32 r = i % arch::kTileRows;
       float sum = 0.0f;
       MONO_ROLLED
-      for (i32 k = 0; k < pieces; ++k) sum += partial[(part_index * pieces + k) * arch::kTileRows + r];
+      for (i32 k = 0; k < pieces; ++k) sum += partial[(i / arch::kTileRows * pieces + k) * arch::kTileRows + r];
       out[part * part_stride + (begin + tile) * arch::kTileRows + r] = sum;
-    });
+    }
     arch::sync();
   }
   return pump;
@@ -54,15 +68,15 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, Span run, i32 chunks,
 // part: out[part * part_stride + row].
 template <class T>
 MONO_DEVICE void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part_stride) {
-  const i32 chunks = s.scratch.work.pieces[index];
-  if (chunks == 0) {  // a device without heads
+  const TileWork& work = s.scratch.work.tiles[index];
+  if (work.chunks == 0) {  // a device without heads
     const i32 rows = s.share.shares[index].count * arch::kTileRows;
     for (i32 lane = 0; lane < s.lanes(); ++lane)
       arch::for_each(rows, [&](i32 i) { out[lane * part_stride + i] = 0.0f; });
     arch::sync();
     return;
   }
-  s.link.pump = multiply_tiles(s.device.stages[index], s.share.shares[index], chunks, s.tape(index, layer),
+  s.link.pump = multiply_tiles(s.device.stages[index], work, s.share.shares[index], s.tape(index, layer),
                                s.scratch.activations, s.scratch.work.partial, out, part_stride, s.link.pump);
 }
 

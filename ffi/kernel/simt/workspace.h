@@ -6,22 +6,31 @@
 
 namespace mono::MONO_VARIANT {
 
+// How a block's tiles of one stage are multiplied; divisions take long, so they are done once.
+struct TileWork {
+  i32 chunks;      // of a piece
+  i32 pieces;      // of a part
+  i32 parts;       // of a tile: one per lane in a row parallel stage, else one
+  i32 round;       // tiles multiplied between two barriers of the block
+  i32 first_lane;  // of the block's tiles
+};
+
 template <class T, i32 kWarps>
 struct WarpWorkspace {
-  float* partial;  // [kMaxPieces, tile rows] products of pieces
-  float* joins;    // see join_floats; these share their memory, since each is done with before the next is needed
-  u64* bins;       // for selection
-  i32* pieces;     // [stages] chunks of a piece
+  float* partial;   // [kMaxPieces, tile rows] products of pieces
+  float* joins;     // see join_floats; these share their memory, since each is done with before the next is needed
+  u64* bins;        // for selection
+  TileWork* tiles;  // [stages]
 
-  // Partial softmaxes of all warps lie where activations do at other times: [warps, queries_per_kv, head_dim + 2].
+  // Partial softmaxes lie where activations do at other times: head_dim + 2 floats for every query and every warp that shares it.
   MONO_DEVICE static i64 kernel_bytes(const Header& h) {
-    return i64(kWarps) * h.queries_per_kv * (h.head_dim + 2) * i64(sizeof(float));
+    return larger(kWarps, h.queries_per_kv) * (h.head_dim + 2) * i64(sizeof(float));
   }
   MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block&) {
     carve(partial, larger(larger(i64(kMaxPieces) * h.tile_rows, 2 * 256), join_floats(h, d)));
     joins = partial;
     bins = reinterpret_cast<u64*>(partial);
-    carve(pieces, kStages);
+    carve(tiles, kStages);
   }
 };
 
