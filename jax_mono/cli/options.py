@@ -115,7 +115,7 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False)
         default="1" if several else None,
         help=("numbers of devices to try, such as 1,2,4" if several else "devices that share the model")
         + "; with --form threads they are groups of threads of one call, or groups of blocks of one GPU"
-        + ("" if several else "; if absent one, but one per core or per two lanes for models whose devices seldom wait"),
+        + ("" if several else "; if absent one, or one per core or two lanes for models whose devices seldom wait"),
     )
     parser.add_argument(
         "--blocks",
