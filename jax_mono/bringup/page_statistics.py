@@ -18,6 +18,9 @@ _CLIPPED = 0.06
 _ALIKE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Correlations above which XCDs are taken for neighbours, strictest first."""
 
+_UNEXPLAINED = 0.1
+"""Part of the variance between places that pages of one place may have in common besides: channels, banks."""
+
 _FEWEST = 8
 """Pages of a die below which nothing is said about it."""
 
@@ -34,19 +37,9 @@ def centred(times: np.ndarray) -> np.ndarray:
     seen = times - np.median(times, axis=0)
     low, high = np.quantile(seen, (_CLIPPED, 1 - _CLIPPED), axis=1, keepdims=True)
     seen = np.clip(seen, low, high)
+    # The median is proof against outliers; but to whom it passes noise on depends on where the page is.
+    seen -= seen.mean(axis=0)
     return seen - seen.mean(axis=1, keepdims=True)
-
-
-def without_drift(seen: np.ndarray, cycles: int) -> np.ndarray:
-    """Takes out whatever goes up and down less than `cycles` times over all pages, such as clocks that warm up."""
-    spectrum = np.fft.rfft(seen, axis=1)
-    spectrum[:, :cycles] = 0
-    return np.fft.irfft(spectrum, seen.shape[1], axis=1)
-
-
-def autocovariance(seen: np.ndarray, lag: int) -> np.ndarray:
-    """[xcds, xcds], mean product of what one XCD sees of a page and another one of the page `lag` later."""
-    return seen[:, : seen.shape[1] - lag] @ seen[:, lag:].T / (seen.shape[1] - lag)
 
 
 def periods(seen: np.ndarray, *, most: int, least_z: float) -> list[int]:
@@ -78,7 +71,8 @@ def periods(seen: np.ndarray, *, most: int, least_z: float) -> list[int]:
     means = scores.mean(axis=1)
     best = int(means.argmax())
     behind = scores[best] - scores
-    tolerance = 2 * behind.std(axis=1) / np.sqrt(scores.shape[1])
+    # The best of many is best by luck, too.
+    tolerance = 4 * behind.std(axis=1) / np.sqrt(scores.shape[1])
     shortest = int(np.flatnonzero(behind.mean(axis=1) <= tolerance)[0])
     return list(dict.fromkeys((int(lags[shortest]), int(lags[best]))))
 
@@ -117,6 +111,18 @@ class Votes:
     def covariance(self) -> np.ndarray:
         """[xcds, xcds], of what XCDs see of places, diagonal included without noise."""
         return self._means @ self._means.T / len(self._counts) - self._noise * (1 / self._counts).mean()
+
+    def hides_more(self) -> bool:
+        """Whether two XCDs agree about what pages of one place do not have in common.
+
+        Then the map has a part that does not repeat, and XCDs that it tells apart may have been put on one die. Noise
+        of two XCDs has nothing in common but what centring does, which is the same for every pair.
+        """
+        noise = self._noise
+        excess = noise - noise[~np.eye(len(noise), dtype=bool)].mean()
+        error = np.sqrt(np.outer(np.diag(noise), np.diag(noise)) / self._counts.sum())
+        beyond = excess > np.maximum(_UNEXPLAINED * np.diag(self.covariance()).mean(), 4 * error)
+        return bool(beyond[~np.eye(len(noise), dtype=bool)].any())
 
     def dies(self, groups: np.ndarray) -> tuple[np.ndarray, float]:
         """The die of each place.
@@ -204,27 +210,6 @@ def _pairs(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks [xcds, xcds] of pairs of different XCDs: of one die, of two."""
     same = groups[:, None] == groups
     return same & ~np.eye(len(groups), dtype=bool), ~same
-
-
-def hides_more(seen: np.ndarray, groups: np.ndarray, lagged: np.ndarray) -> bool:
-    """Whether some two XCDs of one die agree about pages more, or less, than about pages one period apart.
-
-    Then the map has a part that does not repeat, and XCDs that it tells apart may have been put on one die.
-
-    Args:
-        seen: [xcds, pages], with its drift: what changes slowly may be such a part.
-        groups: [xcds], die of each XCD.
-        lagged: [xcds, xcds], :func:`autocovariance` one period later, without drift.
-    """
-    same, other = _pairs(groups)
-    if not same.any():
-        return False
-    pages = seen.shape[1]
-    now = seen @ seen.T / pages
-    change = np.abs((now - now[other].mean()) - (lagged + lagged.T) / 2 + lagged[other].mean())
-    error = np.sqrt(2 * np.outer(np.diag(now), np.diag(now)) / pages)
-    agreed = abs(lagged[same].mean() - lagged[other].mean())
-    return bool((change > np.maximum(0.3 * agreed, 4 * error))[same].any())
 
 
 def agreement_z(seen: np.ndarray, groups: np.ndarray) -> float:

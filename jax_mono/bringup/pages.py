@@ -129,10 +129,9 @@ def solve(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
         return Refusal(f"{pages} pages tell nothing; time at least {FEWEST_PAGES}")
     seen = statistics.centred(times)
     used = pages - int(pages * _HELD_BACK)
-    steady = statistics.without_drift(seen, REPEATS)
-    periods = statistics.periods(steady[:, :used], most=pages // REPEATS, least_z=_Z)
+    periods = statistics.periods(seen[:, :used], most=pages // REPEATS, least_z=_Z)
     for period in periods:
-        found = _periodic(times, seen, steady, used, period)
+        found = _periodic(times, seen, used, period)
         if isinstance(found, PageMap):
             return found
     alone = _aperiodic(times, seen)
@@ -175,15 +174,15 @@ def _checked(times: np.ndarray) -> np.ndarray:
     return times
 
 
-def _periodic(times: np.ndarray, seen: np.ndarray, steady: np.ndarray, used: int, period: int) -> PageMap | Refusal:
+def _periodic(times: np.ndarray, seen: np.ndarray, used: int, period: int) -> PageMap | Refusal:
     """A map by a vote of all pages of the same place in the period, of which the first `used` take part."""
     place = np.arange(times.shape[1]) % period
-    votes = statistics.Votes(steady[:, :used], place[:used], period)
+    votes = statistics.Votes(seen[:, :used], place[:used], period)
     groups = statistics.groups(votes.covariance())
     if groups is None:
         return Refusal(f"pages repeat every {period}, but XCDs do not fall into dies of the same size")
     # A part of a hash has a period, too; then pages of one place lie on several dies.
-    if statistics.hides_more(seen, groups, statistics.autocovariance(steady, period)):
+    if statistics.Votes(seen, place, period).hides_more():
         return Refusal(f"pages repeat every {period} in part only: some bits of the address that count are not seen")
     die, lead = votes.dies(groups)
     if lead < _Z_VOTE:

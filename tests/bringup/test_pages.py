@@ -49,6 +49,41 @@ def test_votes_find_what_single_pages_do_not_show(period: int) -> None:
     assert found.period == period and right(found, home, IN_ORDER) == 1.0
 
 
+def test_noise_larger_than_the_difference() -> None:
+    home = interleaved(1)
+    found = solve(times(home, pages=4096, noise=150.0), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.agreement < 0.8 and found.period == 4 and right(found, home, IN_ORDER) == 1.0
+
+
+@pytest.mark.parametrize("dies", [2, 4])
+@pytest.mark.parametrize("drift", [0.0, 10.0])
+def test_refusals_are_no_habit(dies: int, drift: float) -> None:
+    """What noise and centring do to several XCDs at once is not taken for a part of the map."""
+    for seed in range(12):
+        home = interleaved((1, 4, 8)[seed % 3], dies)
+        found = solve(times(home, LAYOUTS[dies], pages=4096, noise=40.0, drift=drift, seed=seed), MI300X)
+        assert isinstance(found, PageMap), (seed, found)
+        assert right(found, home, LAYOUTS[dies]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("masks", "pages", "seed"),
+    [
+        ((0b1100110101, 0b110100010011), 512, 1114),
+        ((0b110100010001, 0b11000100111), 512, 2611),
+        ((0b11000011, 0b11001110), 1000, 2819),
+        ((0b1010010, 0b10011, 0b10001), 256, 1516),
+    ],
+)
+def test_a_bit_that_is_not_seen_to_repeat_makes_no_coarser_map(masks: tuple[int, ...], pages: int, seed: int) -> None:
+    """Some of the bits have a period within the pages; by them alone, two dies look like one."""
+    home, layout = hashed(masks), LAYOUTS[1 << len(masks)]
+    for noise in (5.0, 10.0, 20.0):
+        found = solve(times(home, layout, pages=pages, noise=noise, seed=seed), MI300X)
+        assert isinstance(found, Refusal) or right(found, home, layout) > 0.999
+
+
 @pytest.mark.parametrize("pages", [2048, 4096])
 def test_a_hash_within_the_pages_is_a_period(pages: int) -> None:
     home = hashed((0b0101101, 0b1010010))
