@@ -78,7 +78,9 @@ def plan_for(
         devices = mesh.devices.size
     if devices is None:
         devices = default_devices(config, on_cpu) if blocks is None else 1
+    gpu = None if on_cpu else gpus.gpu_of(device)
     if blocks is None:
         sharing = devices if mesh is None or on_cpu else 1
-        blocks = default_blocks(config, sharing, None if on_cpu else gpus.gpu_of(device).multiprocessors)
-    return make_plan(config, devices=devices, blocks=blocks, target=target_of(device))
+        blocks = default_blocks(config, sharing, None if gpu is None else gpu.multiprocessors)
+    topology = None if gpu is None else gpus.topology_of(gpu)
+    return make_plan(config, devices=devices, blocks=blocks, target=target_of(device), topology=topology)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jax_mono import native
 from jax_mono.config import ConfigError
+from jax_mono.topology import TOPOLOGIES, Topology
 
 DTYPES = ("bfloat16", "float16")
 """Weights of GPU programs."""
@@ -65,6 +66,17 @@ def gpu_of(device: jax.Device) -> native.Gpu:
         return report.gpus[ordinal]
     why = report.driver_error or f"the driver shows {len(report.gpus)} GPUs"
     raise native.NativeError(f"{device} cannot be used: {why}; run jax-mono doctor, or {USE_CPU}")
+
+
+def topology_of(gpu: native.Gpu) -> Topology | None:
+    """What is known of a GPU's dies and memory, by its architecture and the number of its multiprocessors.
+
+    A device that shows only some of its dies, as MI300X do in other partition modes than SPX, is not known.
+    """
+    for topology in TOPOLOGIES.values():
+        if (topology.architecture, topology.units) == (gpu.architecture, gpu.multiprocessors):
+            return topology
+    return None
 
 
 def check(device: jax.Device, dtype: DTypeLike) -> None:

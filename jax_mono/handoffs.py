@@ -51,11 +51,14 @@ class Exchange:
     Attributes:
         channels: By name.
         layer_stride: Words between the channels of one layer and those of the next.
+        arrivals: First of the words behind all channels in which blocks are counted: one per die, none if there is but
+            one die. See ffi/kernel/roles.h.
         words: Total length.
     """
 
     channels: dict[str, Channel]
     layer_stride: int
+    arrivals: int
     words: int
 
 
@@ -97,7 +100,8 @@ def exchange(plan: Plan, device: int) -> Exchange:
         copies = 1 if name.startswith("final") else 2
         channels[name] = Channel(name, words, False, offset, sources.get(name, "local"), copies)
         offset += copies * words
-    return Exchange(channels, layer_stride, offset)
+    dies = len(plan.placement.roles)
+    return Exchange(channels, layer_stride, arrivals=offset, words=offset + (dies if dies > 1 else 0))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.placement import Placement, place
 from jax_mono.spans import Span, clip, even_counts, fill, spans
+from jax_mono.topology import Topology
 
 StageName = Literal["qkv", "o", "up", "down", "head"]
 LAYER_STAGES: tuple[StageName, ...] = ("qkv", "o", "up", "down")
@@ -153,6 +155,7 @@ class Plan:
         kv_splits: Over how many blocks the positions of one KV head are spread.
         devices: One share per device.
         hidden: Per block, the tiles of hidden rows it owns; the same on every device.
+        placement: On which die of its device a block belongs.
     """
 
     config: ModelConfig
@@ -163,9 +166,11 @@ class Plan:
     kv_splits: int
     devices: tuple[DevicePlan, ...]
     hidden: tuple[Span, ...]
+    placement: Placement
 
     def __hash__(self) -> int:
-        return hash((self.config, self.num_devices, self.num_blocks, self.tile, self.target, self.kv_splits))
+        parts = (self.num_devices, self.num_blocks, self.tile, self.target, self.kv_splits, self.placement)
+        return hash((self.config, *parts))
 
     @property
     def layer_words(self) -> int:
@@ -202,6 +207,7 @@ def make_plan(
     tile: TileFormat | None = None,
     target: Target = CPU,
     kv_splits: int | None = None,
+    topology: Topology | None = None,
 ) -> Plan:
     """Plans a model for ``devices`` devices of ``blocks`` resident blocks each.
 
@@ -213,6 +219,7 @@ def make_plan(
         target: The kind of processor.
         kv_splits: Blocks among which one KV head's positions are spread; None takes as many as leave every block at
             most one head's split, if there are blocks enough.
+        topology: What the devices are, if it matters where on them a block runs; see :mod:`jax_mono.placement`.
 
     Returns:
         The plan; equal arguments give equal plans.
@@ -220,14 +227,23 @@ def make_plan(
     Raises:
         ConfigError: The model cannot be cut like this; the message says what would work.
     """
-    return _make_plan(config, devices, blocks, tile or TileFormat(), target, kv_splits)
+    return _make_plan(config, devices, blocks, tile or TileFormat(), target, kv_splits, topology)
 
 
 @functools.lru_cache(maxsize=64)
 def _make_plan(
-    config: ModelConfig, devices: int, blocks: int, tile: TileFormat, target: Target, kv_splits: int | None
+    config: ModelConfig,
+    devices: int,
+    blocks: int,
+    tile: TileFormat,
+    target: Target,
+    kv_splits: int | None,
+    topology: Topology | None,
 ) -> Plan:
     _check_shape(config, devices, blocks, tile)
+    placement = place(blocks, topology)
+    if len(placement.roles) > 1 and target is not GPU:
+        raise ConfigError(f"a plan for CPUs has no dies; plan for {topology and topology.name} with target=GPU")
     hidden_tiles = tile.row_tiles(config.hidden_size)
     hidden = spans(even_counts(hidden_tiles, blocks))
     shares = _device_shares(config, devices, tile)
@@ -246,6 +262,7 @@ def _make_plan(
         kv_splits=kv_splits,
         devices=plans,
         hidden=hidden,
+        placement=placement,
     )
 
 

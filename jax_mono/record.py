@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_mono.config import ModelConfig, Module
 from jax_mono.handoffs import MODULES, Runs, exchange
+from jax_mono.placement import MAX_DIES
 from jax_mono.plan import STAGES, DevicePlan, Plan
 from jax_mono.spans import Span
 
@@ -59,8 +60,11 @@ HEADER = np.dtype(
                 "activation_run",
                 "logits_run",
                 "history_layers",
+                "num_dies",
+                "tape_rows",
             )
         ),
+        ("roles", SPAN, MAX_DIES),
     ]
 )
 LAYER = np.dtype(
@@ -89,6 +93,7 @@ CHANNELS = np.dtype(
         ("summary", "<i8"),
         ("logits", "<i8"),
         ("choice", "<i8"),
+        ("arrivals", "<i8"),
     ]
 )
 CONSTANTS = np.dtype(
@@ -199,6 +204,9 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "activation_run": runs.activation,
         "logits_run": runs.logits,
         "history_layers": _history_layers(config),
+        "num_dies": len(plan.placement.roles),
+        "tape_rows": plan.num_blocks,
+        "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
     }
     for name in HEADER.names or ():
         header[name] = values[name]
@@ -245,6 +253,7 @@ def _device(plan: Plan, index: int) -> np.ndarray:
         [offsets[f"residual_{module}"] for module in MODULES],
         [offsets[f"inbox_{module}"] for module in MODULES],
         *(offsets[name] for name in ("final_inbox", "final_sum", "summary", "logits", "choice")),
+        layout.arrivals,
     )
     record["constants"] = tuple(constants_layout(plan)[name] for name in CONSTANTS.names or ())
     for name in ("lanes", "kv_heads", "neurons", "vocab"):

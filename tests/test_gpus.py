@@ -19,6 +19,7 @@ from jax_mono.config import ConfigError
 from jax_mono.decoder import Decoder
 from jax_mono.models.source import ArraySource
 from jax_mono.plan import CPU, GPU, Plan
+from jax_mono.topology import H100, MI300X
 
 HOPPER = native.Gpu("NVIDIA H100 80GB HBM3", "sm_90a", 132, 232448)
 AMPERE = native.Gpu("NVIDIA A100-SXM4-40GB", "sm_80", 108, 166912)
@@ -51,6 +52,16 @@ def test_programs_that_the_library_has(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("JAX_MONO_KERNELS", str(tmp_path))
     assert gpus.architectures() == ("sm_80",)
     assert gpus.why_not(AMPERE) == "" != gpus.why_not(HOPPER)
+
+
+def test_gpus_whose_dies_are_known() -> None:
+    def mi300x(units: int) -> native.Gpu:
+        return native.Gpu("AMD Instinct MI300X", "gfx942", units, 65536)
+
+    assert gpus.topology_of(HOPPER) is H100
+    assert gpus.topology_of(mi300x(304)) is MI300X
+    assert gpus.topology_of(mi300x(38)) is None, "one die of eight, in another partition mode"
+    assert gpus.topology_of(AMPERE) is None
 
 
 def test_weights_that_run(here: list[native.Gpu]) -> None:

@@ -31,6 +31,10 @@ void start_control(Control& control, u64* places, i32 count, i64 wait_limit, con
 
 std::string lost_handoff(const Control& control, const u64* places, i32 count, i32 blocks) {
   if (!__atomic_load_n(&control.aborted, __ATOMIC_ACQUIRE)) return {};
+  const std::string limit = std::to_string(control.wait_limit / 1000000);
+  if (i32 device = __atomic_load_n(&control.missed, __ATOMIC_ACQUIRE))
+    return "not all blocks of device " + std::to_string(device - 1) + " started within " + limit +
+           " ms. Something else keeps part of the GPU busy; free it, plan fewer blocks, or raise JAX_MONO_WAIT_LIMIT_MS";
   i32 first = 0;
   u64 earliest = ~u64(0);
   for (i32 block = 0; block < count; ++block) {
@@ -44,7 +48,7 @@ std::string lost_handoff(const Control& control, const u64* places, i32 count, i
     return "a block gave up without saying where; run it again, and report this if it stays";
   const std::string where = place.channel() < kFinalInbox ? "in layer " + std::to_string(place.layer()) : "after the last layer";
   return "device " + std::to_string(first / blocks) + ", block " + std::to_string(first % blocks) +
-         " waited longer than " + std::to_string(control.wait_limit / 1000000) + " ms for '" +
+         " waited longer than " + limit + " ms for '" +
          kChannelNames[place.channel()] + "' " + where + ", epoch " + std::to_string(place.epoch()) +
          ". A block stopped publishing; if the machine was merely overloaded, raise JAX_MONO_WAIT_LIMIT_MS";
 }

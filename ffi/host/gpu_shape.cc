@@ -50,13 +50,14 @@ struct Architecture {
   i32 most_chunks;         // of a piece, if that leaves few enough pieces
   i32 copies_in_flight;    // of the ring; more of them slow each other down
   i32 static_bytes;        // of shared memory that the kernel declares itself, at most
+  bool dies;               // whether blocks can tell on which die they run
   Sizes (*sizes)(const Plan& plan);
 };
 constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 256, 128, 16, 12, 8, 1024, sizes_of<256 / 32>},  // 6 KiB a copy
+    {"sm_90a", 256, 128, 16, 12, 8, 1024, false, sizes_of<256 / 32>},  // 6 KiB a copy
     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
-    {"gfx942", 512, 0, 0, 12, 0, 2048, sizes_of<512 / 64>},
-    {"fibers", 64, 0, 0, 24, 0, 0, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
+    {"gfx942", 512, 0, 0, 12, 0, 2048, true, sizes_of<512 / 64>},
+    {"fibers", 64, 0, 0, 24, 0, 0, true, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
 };
 
 // Pieces of one tile, of the stage that has most.
@@ -102,6 +103,7 @@ std::string shape_struct(const Header& h) {
   field("activation_run", h.activation_run);
   field("logits_run", h.logits_run);
   field("history_layers", h.history_layers);
+  field("num_dies", h.num_dies);
   out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words << "LL;\n"
       << "  static constexpr float norm_eps = " << h.norm_eps << "f;\n};\n";
   return out.str();
@@ -120,6 +122,9 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   const Header& h = *plan.header;
   if (h.floats_per_word != 3 || h.weights_per_word != 6)
     refuse("the plan was made for CPUs; make it with target=jax_mono.plan.GPU");
+  if (h.num_dies > 1 && !arch->dies)
+    refuse("the plan was made for a device of " + std::to_string(h.num_dies) + " dies, and " + architecture +
+           " has one; make it with the topology of this device, or without one");
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
   const Sizes sizes = arch->sizes(plan);

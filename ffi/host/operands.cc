@@ -115,8 +115,8 @@ void Operands::check_shapes() {
   const i64 local = layers_.dimensions()[0], capacity = rope_.dimensions()[0], room = tokens_.dimensions()[1];
   const i64 top_n = top_ids_.dimensions().size() == 3 ? top_ids_.dimensions()[2] : -1;
   const bool wants_logits = mode == kScore && logits_.element_count() > 0;
-  expect("layers", layers_, {local, h.num_blocks, h.num_layers, h.layer_words});
-  expect("head", head_, {local, h.num_blocks, h.head_words});
+  expect("layers", layers_, {local, h.tape_rows, h.num_layers, h.layer_words});
+  expect("head", head_, {local, h.tape_rows, h.head_words});
   expect("constants", constants_, {local, plan.devices[0].constants.floats});
   expect("embed", embed_, {h.vocab_size, h.hidden_size});
   expect("rope", rope_, {capacity, h.head_dim / 2, 2});

@@ -116,6 +116,7 @@ struct Control {
   i64 wait_limit;  // nanoseconds that one wait may last
   u64* places;     // [devices, blocks] Place::key where a block waited in vain, 0 for none
   i32 aborted;     // set by the first block whose wait was too long
+  i32 missed;      // 1 + the device whose blocks did not all arrive; 0 for none, see roles.h
   // Fault injection for tests: the hand-off of this block that gets lost; device -1 for none.
   i32 lost_device, lost_block, lost_layer, lost_channel;
 };

@@ -15,6 +15,7 @@ enum HeadKind : int { kDense, kMeanOfNorms, kNormOfSum, kPerLane };
 
 constexpr int kMaxDevices = 16;
 constexpr int kMaxLanes = 16;
+constexpr int kMaxDies = 16;
 constexpr i32 kPlanMagic = 0x6d6f6e6f;
 
 struct Span {
@@ -34,6 +35,9 @@ struct Header {
   i32 floats_per_word, weights_per_word;       // payload of one word of the exchange memory
   i32 hidden_run, activation_run, logits_run;  // words that one block publishes there
   i32 history_layers;                          // a layer adds outputs of at most this many layers, itself included
+  i32 num_dies;                                // that share no cache; 1: it does not matter where a block runs
+  i32 tape_rows;                               // of the tapes' arrays: one per block, and padding
+  Span roles[kMaxDies];                        // per die, the blocks that belong on it
 };
 
 // What reaches the residual stream after a module; see ModelConfig.mixing.
@@ -57,6 +61,7 @@ struct Channels {
   i64 qkv, attention, activation;
   i64 residual[kModules], inbox[kModules];
   i64 final_inbox, final_sum, summary, logits, choice;
+  i64 arrivals;  // counters, one per die; see roles.h
 };
 
 // Offsets into a device's constants, in floats.
@@ -81,11 +86,11 @@ struct Block {
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 2 * 8 + 28 * 4, "no padding");
+static_assert(sizeof(Header) == 2 * 8 + 30 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == kStages * 16 + 16, "no padding");
-static_assert(sizeof(Device) == kStages * sizeof(Stage) + 14 * 8 + 7 * 8 + 4 * 8, "no padding");
+static_assert(sizeof(Device) == kStages * sizeof(Stage) + 15 * 8 + 7 * 8 + 4 * 8, "no padding");
 
 // A view of the record; copies nothing.
 struct Plan {

@@ -24,6 +24,7 @@ from jax_mono.gfx942.toolchain import (
 from jax_mono.gpus import DTYPES
 from jax_mono.native import NativeError
 from jax_mono.plan import GPU, make_plan
+from jax_mono.topology import MI300X
 
 _DESCRIPTION = """\
 Compiles the resident program of a model for AMD's MI300X. Needs neither ROCm nor a GPU, but pip install ziglang.
@@ -77,7 +78,7 @@ def _write(arguments: argparse.Namespace) -> None:
     toolchain: Toolchain = debian(arguments.compiler) if arguments.compiler else ziglang()
     config = find_config(arguments.model)
     blocks = arguments.blocks or default_blocks(config, 1, COMPUTE_UNITS)
-    plan = make_plan(config, devices=arguments.devices, blocks=blocks, target=GPU)
+    plan = make_plan(config, devices=arguments.devices, blocks=blocks, target=GPU, topology=MI300X)
     listing = assembly(plan, arguments.dtype, toolchain)
     arguments.out.write_bytes(listing.encode() if arguments.listing else code_object(listing, toolchain))
     for kernel in kernels(listing).values():

@@ -15,14 +15,15 @@ from jax_mono.extras import require
 from jax_mono.plan import Plan
 from jax_mono.record import plan_record
 from jax_mono.tape import STORAGE
+from jax_mono.topology import MI300X
 
 ARCHITECTURE = "gfx942"
 """As compilers call it."""
 
-COMPUTE_UNITS = 304
+COMPUTE_UNITS = MI300X.units
 """Of an MI300X; each holds one block."""
 
-SHARED_MEMORY = 64 << 10
+SHARED_MEMORY = MI300X.near_bytes.whole
 """Bytes that a block may have; a compute unit has no more."""
 
 OPTIONS = (

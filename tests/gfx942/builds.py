@@ -24,6 +24,7 @@ from jax_mono.models import preset
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.record import plan_record
 from jax_mono.tape import STORAGE
+from jax_mono.topology import MI300X, Topology
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Build:
         devices: On which it runs, with a block on every compute unit that it can employ.
         dtype: Of the weights.
         compiler: ``ziglang`` or a clang of the system.
+        topology: Of the devices.
         changes: To the sources.
     """
 
@@ -52,17 +54,20 @@ class Build:
     dtype: str = "bfloat16"
     compiler: str = "ziglang"
     changes: tuple[Change, ...] = ()
+    topology: Topology | None = MI300X
 
     def __str__(self) -> str:
         parts = [self.model, str(self.devices), self.dtype]
         if self.compiler != "ziglang":
             parts.append(self.compiler)
+        if self.topology is None:
+            parts.append("flat")
         return "-".join(parts + [change.name.rpartition("/")[2] for change in self.changes])
 
     def plan(self) -> Plan:
         config = preset(self.model)
         blocks = default_blocks(config, 1, COMPUTE_UNITS)
-        return make_plan(config, devices=self.devices, blocks=blocks, target=GPU)
+        return make_plan(config, devices=self.devices, blocks=blocks, target=GPU, topology=self.topology)
 
     def toolchain(self) -> Toolchain:
         return ziglang() if self.compiler == "ziglang" else debian(self.compiler)

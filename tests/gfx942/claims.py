@@ -105,6 +105,13 @@ def the_die_is_noted(listing: Listing) -> None:
     assert count(listing, r"s_getreg_b32 s\d+, hwreg\(HW_REG_XCC_ID, 0, 4\)$") > 0
 
 
+def blocks_are_counted_by_die(listing: Listing) -> None:
+    """By counters of the whole system, in each kernel; where there is but one die, nobody counts."""
+    counted = 0 if listing.build.topology is None else len(listing.kernels)
+    assert count(listing, r"(global|flat)_atomic_(add|inc)") == counted
+    assert count(listing, r"global_atomic_add .* sc0 sc1$") == counted
+
+
 CLAIMS = (
     both_kernels,
     no_scratch,
@@ -120,4 +127,5 @@ CLAIMS = (
     barriers_leave_weights_under_way,
     waits_are_bounded_by_a_clock,
     the_die_is_noted,
+    blocks_are_counted_by_die,
 )

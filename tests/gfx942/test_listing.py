@@ -17,6 +17,7 @@ BUILDS = [
     *(Build(model) for model in PRESETS if not model.endswith("-instruct")),
     *(Build("laneformer-2b", devices) for devices in (4, 2, 1)),
     Build("qwen2.5-coder-7b", 1),  # pieces of 16 chunks
+    Build("smollm2-135m", topology=None),
     *(Build(model, dtype="float16") for model in ("laneformer-2b", "qwen2.5-coder-7b", "qwen3-8b", "smollm2-360m")),
 ]
 SECOND_OPINIONS = [Build("laneformer-2b", compiler="clang-19")]

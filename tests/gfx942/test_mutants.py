@@ -8,8 +8,9 @@ import pytest
 from gfx942 import claims
 from gfx942.builds import Build, Change, Listing
 
-ARCH, ENTRY, CALL = "kernel/arch/gfx942.h", "kernel/entry/gfx942.h", "kernel/call.h"
+ARCH, ENTRY, ROLES = "kernel/arch/gfx942.h", "kernel/entry/gfx942.h", "kernel/roles.h"
 ACQUIRE = "__hip_atomic_load(at, __ATOMIC_ACQUIRE, __HIP_MEMORY_SCOPE_{})"
+COUNT = "__hip_atomic_fetch_add(at, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_{})"
 RELEASE = "__hip_atomic_store(at, value, __ATOMIC_RELEASE, __HIP_MEMORY_SCOPE_{})"
 
 # They concern different instructions, so one program has them all.
@@ -26,6 +27,8 @@ POLICIES = Build(
             '__builtin_amdgcn_fence(__ATOMIC_RELEASE, "agent")',
         ),
         Change(ARCH, "Place::on_die(key, die())", "key"),
+        Change(ROLES, "i32(arch::die() % u32(dies))", "0"),
+        Change(ARCH, COUNT.format("SYSTEM"), COUNT.format("AGENT")),
         Change(ARCH, "i64(__builtin_amdgcn_s_memrealtime())", "0"),
     ),
 )
@@ -48,6 +51,7 @@ CASES = [
     (POLICIES, claims.control_is_ordered_for_all_devices),
     (POLICIES, claims.barriers_leave_weights_under_way),
     (POLICIES, claims.the_die_is_noted),
+    (POLICIES, claims.blocks_are_counted_by_die),
     (POLICIES, claims.waits_are_bounded_by_a_clock),
     (REGISTERS, claims.no_scratch),
     (REGISTERS, claims.no_vector_spills),

@@ -37,3 +37,16 @@ def device(library: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPa
     yield device
     jax.clear_caches()
     runtime_tokens.clear()  # calls that failed would fail once more at exit
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in.fiber_kernels(tmp_path_factory.mktemp("fibers"))
+
+
+@pytest.fixture
+def fibers(device: stand_in.Device, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in.Device:
+    """The stand-in, whose devices run programs for fibers."""
+    monkeypatch.setenv("STAND_IN_ARCHITECTURE", "fibers")
+    monkeypatch.setenv("JAX_MONO_KERNELS", str(kernels))
+    return device

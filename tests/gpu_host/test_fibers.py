@@ -6,13 +6,12 @@ What GPUs do differently is little: the ring of the tape, tensor cores, and how 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpu_host.stand_in import Device, fiber_kernels
+from gpu_host.stand_in import Device
 from jax.typing import DTypeLike
 from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
 from reference import sampling_numpy
@@ -26,19 +25,6 @@ from jax_mono.sampling import Sampling
 TEXT = some_tokens(9)
 TOLERANCE = 0.08
 """Of bfloat16 logits, which reach about 5, against float32 logits of the same weights; on CPUs the same."""
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fiber_kernels(tmp_path_factory.mktemp("fibers"))
-
-
-@pytest.fixture
-def fibers(device: Device, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """The stand-in, whose devices run programs for fibers."""
-    monkeypatch.setenv("STAND_IN_ARCHITECTURE", "fibers")
-    monkeypatch.setenv("JAX_MONO_KERNELS", str(kernels))
-    return device
 
 
 CASES = [

@@ -24,6 +24,7 @@ from jax_mono.packing import home, pack
 from jax_mono.plan import Target, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.tape import Tapes
+from jax_mono.topology import Topology
 
 Form = Literal["threads", "mesh"]
 """Lane threads (all devices in one call), or one call per JAX device."""
@@ -51,10 +52,11 @@ def make_decoder(
     context: int | None = None,
     params: Params | None = None,
     target: Target | None = None,
+    topology: Topology | None = None,
 ) -> Decoder:
     """A decoder on JAX's default device, with random parameters unless some are given."""
     target = target or target_of(home())
-    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target)
+    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target, topology=topology)
     mesh = make_mesh(devices) if form == "mesh" else None
     source = ArraySource(config, params_of(config, dtype) if params is None else params)
     tapes = pack(plan, source, dtype=dtype, mesh=mesh)

@@ -164,6 +164,9 @@ MONO_DEVICE void store_release(U* at, U value) {
 // The die that a block runs on (HW_REG_XCC_ID, bits 0 to 3): dies share no cache, so a hand-off that got lost on one of them only
 // is a lead.
 MONO_DEVICE u32 die() { return __builtin_amdgcn_s_getreg(20 | 0 << 6 | 3 << 11); }
+// Counters of blocks on all dies.
+MONO_DEVICE u32 count_up(u32* at) { return __hip_atomic_fetch_add(at, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_SYSTEM); }
+MONO_DEVICE u32 load_count(const u32* at) { return __hip_atomic_load(at, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_SYSTEM); }
 MONO_DEVICE void store_place(u64* at, u64 key) {
   __hip_atomic_store(at, Place::on_die(key, die()), __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_SYSTEM);
 }

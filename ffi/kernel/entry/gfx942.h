@@ -9,6 +9,7 @@ using Workspace = WarpWorkspace<T, arch::kWarps>;
 }
 
 #include "kernel/program.h"
+#include "kernel/roles.h"
 #include "kernel/simt/attend.h"
 #include "kernel/simt/norm.h"
 #include "kernel/simt/pieces.h"
@@ -32,7 +33,15 @@ MONO_DEVICE const Call& own_call(const Call* calls) {
   using Constant = const Call __attribute__((address_space(4)));
   return *(const Call*)((Constant*)calls + __builtin_amdgcn_workgroup_id_x() / u32(Shape::num_blocks));
 }
-MONO_DEVICE i32 own_block() { return i32(__builtin_amdgcn_workgroup_id_x() % u32(Shape::num_blocks)); }
+// The block of the plan that this one is, or -1: see claim_role().
+MONO_DEVICE i32 own_block(const Call& call) {
+  const i32 launched = i32(__builtin_amdgcn_workgroup_id_x() % u32(Shape::num_blocks));
+  if constexpr (Shape::num_dies == 1) return launched;
+  MONO_SHARED static i32 role;
+  if (arch::thread() == 0) role = claim_role(call, launched);
+  arch::sync();
+  return arch::agreed(role);
+}
 
 // Sets the course of the block; returns its pieces per token, LM head included.
 MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
@@ -66,7 +75,8 @@ MONO_KERNEL mono_decode(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::gfx942;
   const Call& call = own_call(calls);
-  const i32 block = own_block();
+  const i32 block = own_block(call);
+  if (block < 0) return;
   set_course(call, block, call.request.mode == kGenerate ? call.request.num_forced - 1 : 0);
   BlockState<Weight> s(call, block, near_memory(), static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
   make_vectors(s);
@@ -79,7 +89,9 @@ MONO_KERNEL mono_stream(const mono::Call* calls) {
   using namespace mono;
   using namespace mono::gfx942;
   const Call& call = own_call(calls);
-  const i32 pieces = set_course(call, own_block(), 0) * call.request.budget;
+  const i32 block = own_block(call);
+  if (block < 0) return;
+  const i32 pieces = set_course(call, block, 0) * call.request.budget;
   arch::Pump pump;
   pump.start();
   MONO_ROLLED

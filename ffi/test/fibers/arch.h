@@ -169,6 +169,12 @@ MONO_DEVICE void store_word(Word* at, const Word& word) {
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE i32 load_acquire(const i32* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
 MONO_DEVICE void store_release(i32* at, i32 value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
+// What the entry says of this block.
+inline thread_local u32 own_die = 0;
+MONO_DEVICE u32 die() { return own_die; }
+MONO_DEVICE u32 count_up(u32* at) { return __atomic_fetch_add(at, 1u, __ATOMIC_RELAXED); }
+MONO_DEVICE u32 load_count(const u32* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+MONO_DEVICE void pause() { sched_yield(); }
 MONO_DEVICE void yield() {}
 MONO_DEVICE i64 nanoseconds() {
   timespec now;

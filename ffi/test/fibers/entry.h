@@ -1,4 +1,8 @@
 // The kernels of one plan on fibers, see arch.h. Takes the place of kernel/entry/fibers.h.
+//
+//   FIBER_DIES=0,1,1,-,...   the dies on which blocks find themselves, in the order of their launch and over again; a block of
+//                            die - never starts
+//   FIBER_ROLES=FILE         blocks note there which of the plan's they are: device, launched as, die, block
 #define MONO_VARIANT fibers
 #include "kernel/arch/fibers.h"
 #include "kernel/simt/workspace.h"
@@ -9,29 +13,55 @@ using Workspace = WarpWorkspace<T, arch::kWarps>;
 }
 
 #include "kernel/program.h"
+#include "kernel/roles.h"
 #include "kernel/simt/attend.h"
 #include "kernel/simt/norm.h"
 #include "kernel/simt/product.h"
 
+#include <sstream>
+#include <string>
 #include <thread>
 
 namespace mono::fibers {
 
+// Where the i-th block finds itself: a die, or nowhere (-1).
+int die_of(i32 launched) {
+  const char* named = std::getenv("FIBER_DIES");
+  std::vector<std::string> dies;
+  std::istringstream list(named ? named : "0");
+  for (std::string die; std::getline(list, die, ',');) dies.push_back(die);
+  const std::string& own = dies[launched % dies.size()];
+  return own == "-" ? -1 : std::stoi(own);
+}
+
+void note_role(const Call& call, i32 launched, i32 role) {
+  const char* path = std::getenv("FIBER_ROLES");
+  FILE* file = path ? std::fopen(path, "a") : nullptr;
+  if (!file) return;
+  std::fprintf(file, "%d %d %u %d\n", call.device, launched, arch::die(), role);  // short enough to be written at once
+  std::fclose(file);
+}
+
+void run_block_of(const Call& call, i32 launched) {
+  const int die = die_of(launched);
+  if (die < 0) return;
+  arch::own_die = u32(die);
+  const i32 block = claim_role(call, launched);
+  note_role(call, launched, block);
+  if (block < 0) return;
+  const Scratch<Weight, Workspace<Weight>> sizes(call.plan, call.device, block, nullptr, nullptr);
+  std::vector<u64> near(sizes.near_bytes / 8 + 8, 0xa5a5a5a5a5a5a5a5ull);  // not zeros, as on a GPU
+  void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(near.data()) + 63) / 64 * 64);
+  arch::Fibers().run([&] {
+    BlockState<Weight> s(call, block, aligned, static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
+    run_block(s);
+  });
+}
+
 void run_blocks(const Call* calls, i32 grid) {
   std::vector<std::thread> blocks;
-  for (i32 i = 0; i < grid; ++i) {
-    blocks.emplace_back([calls, i] {
-      const Call call = calls[i / Shape::num_blocks];
-      const i32 block = i % Shape::num_blocks;
-      const Scratch<Weight, Workspace<Weight>> sizes(call.plan, call.device, block, nullptr, nullptr);
-      std::vector<u64> near(sizes.near_bytes / 8 + 8, 0xa5a5a5a5a5a5a5a5ull);  // not zeros, as on a GPU
-      void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(near.data()) + 63) / 64 * 64);
-      arch::Fibers().run([&] {
-        BlockState<Weight> s(call, block, aligned, static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
-        run_block(s);
-      });
-    });
-  }
+  for (i32 i = 0; i < grid; ++i)
+    blocks.emplace_back([calls, i] { run_block_of(Call(calls[i / Shape::num_blocks]), i % Shape::num_blocks); });
   for (std::thread& block : blocks) block.join();
 }
 
