@@ -11,6 +11,7 @@ import numpy as np
 from jax_mono.config import Module
 from jax_mono.extras import require
 from jax_mono.handoffs import MODULES, exchange
+from jax_mono.nearness import attention_nearness
 from jax_mono.plan import STAGES, DevicePlan, Plan, Stage
 from jax_mono.spans import Span
 
@@ -213,6 +214,7 @@ def plan_text(plan: Plan) -> str:
         f"{sums.balance:.1%}",
         f"weight tile        {plan.tile.rows} × {plan.tile.cols}",
         f"attention          {_positions(plan)}",
+        *_place_lines(plan),
         f"hand-offs in turn  {sums.waits} per token",
         "",
         *_handoff_lines(plan),
@@ -269,6 +271,19 @@ def _positions(plan: Plan) -> str:
     if plan.kv_splits == 1:
         return "one block has all positions of a KV head"
     return f"{plan.kv_splits} blocks share a KV head's positions, {plan.target.kv_chunk} at a time in turn"
+
+
+def _place_lines(plan: Plan) -> Iterator[str]:
+    """Where blocks belong, if the device has several dies."""
+    counts = [span.count for span in plan.placement.roles]
+    if len(counts) == 1:
+        return
+    each = str(counts[0]) if counts[0] == counts[-1] else f"{counts[-1]} or {counts[0]}"
+    near = attention_nearness(plan)
+    yield (
+        f"dies               {len(counts)} of {each} blocks on {_count(plan.placement.num_sides, 'side')}; "
+        f"attention reads {near.die:.0%} of its rows from its die, {near.side:.0%} from its side"
+    )
 
 
 def _device_lines(plan: Plan, device: int) -> Iterator[str]:

@@ -193,13 +193,13 @@ class Flow:
             if split not in visible.splits:
                 continue
             owner = visible.last_chunk % plan.kv_splits == split
-            yield Receive("qkv", layer, self._head_words(head, owner))
+            yield Receive("qkv", layer, self.head_words(head, owner))
             yield Moment("heads_received", layer)
             yield Attend(visible.positions(plan, split))
             yield Publish("attention", layer, self.device, np.arange(item * item_words, (item + 1) * item_words))
         yield Moment("attended", layer)
 
-    def _head_words(self, head: int, owner: bool) -> np.ndarray:
+    def head_words(self, head: int, owner: bool) -> np.ndarray:
         """Words of the rows of one KV head: its queries, and for the owner of the position its key and value."""
         config, stage = self.plan.config, self.share.stages["qkv"]
         heads = self.share.kv_heads.count // self.share.lanes.count

@@ -19,13 +19,14 @@ Vocabulary used throughout:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.locality import attention_spans, head_splits, row_spans, tile_heads
 from jax_mono.placement import Placement, place
-from jax_mono.spans import Span, clip, even_counts, fill, spans
+from jax_mono.spans import Span, even_counts, fill, spans, spread_counts
+from jax_mono.split import DeviceShare, device_shares
 from jax_mono.topology import Topology
 
 StageName = Literal["qkv", "o", "up", "down", "head"]
@@ -97,7 +98,8 @@ class Stage:
         row_parallel: Whether a tile holds all lanes side by side instead of belonging to one lane.
         tiles: Row tiles on this device.
         tile_words: Weights in one tile, padding included.
-        shares: Per block, the run of tiles it owns.
+        shares: Per block, the run of tiles it owns. Runs follow each other in the order of the blocks, but not those of
+            ``qkv`` where a device has several dies.
         offsets: Per block, where its run starts in the block's layer tape (or head tape), in weights.
     """
 
@@ -217,8 +219,8 @@ def make_plan(
         blocks: Blocks per device; at most one per tile of hidden rows.
         tile: Weight tile format; None takes the CPU's.
         target: The kind of processor.
-        kv_splits: Blocks among which one KV head's positions are spread; None takes as many as leave every block at
-            most one head's split, if there are blocks enough.
+        kv_splits: Blocks among which one KV head's positions are spread; None takes what is best, see
+            :func:`jax_mono.locality.head_splits`.
         topology: What the devices are, if it matters where on them a block runs; see :mod:`jax_mono.placement`.
 
     Returns:
@@ -245,14 +247,16 @@ def _make_plan(
     if len(placement.roles) > 1 and target is not GPU:
         raise ConfigError(f"a plan for CPUs has no dies; plan for {topology and topology.name} with target=GPU")
     hidden_tiles = tile.row_tiles(config.hidden_size)
-    hidden = spans(even_counts(hidden_tiles, blocks))
-    shares = _device_shares(config, devices, tile)
+    # Over several dies evenly, because each has its own memory to read from.
+    deal = even_counts if len(placement.roles) == 1 else spread_counts
+    hidden = spans(deal(hidden_tiles, blocks))
+    shares = device_shares(config, devices, tile)
     if kv_splits is None:
-        busiest = max(1, *(share.kv_heads.count for share in shares))
-        kv_splits = max(1, blocks // busiest)
+        chunks = -(-config.max_position_embeddings // target.kv_chunk)
+        kv_splits = head_splits(placement, [share.kv_heads.count for share in shares], chunks)
     if kv_splits < 1:
         raise ConfigError(f"kv_splits is {kv_splits}, must be at least 1")
-    plans = tuple(_device_plan(config, share, blocks, tile, hidden, kv_splits) for share in shares)
+    plans = tuple(_device_plan(config, share, placement, tile, hidden, kv_splits) for share in shares)
     return Plan(
         config=config,
         num_devices=devices,
@@ -287,51 +291,15 @@ def _check_shape(config: ModelConfig, devices: int, blocks: int, tile: TileForma
             raise ConfigError(f"{devices} devices are too many for this model, at most {most}")
 
 
-@dataclass(frozen=True)
-class _Share:
-    lanes: Span
-    kv_heads: Span
-    neurons: Span
-    vocab: Span
-
-
-def _device_shares(config: ModelConfig, devices: int, tile: TileFormat) -> list[_Share]:
-    if config.lanes is not None:
-        lanes, heads, neurons = (
-            spans([total // devices] * devices)
-            for total in (config.num_lanes, config.num_kv_heads, config.intermediate_size)
-        )
-    else:
-        lanes = (Span(0, 1),) * devices
-        heads = spans(even_counts(config.num_kv_heads, devices))
-        neurons = spans(_neuron_counts(config, [span.count for span in heads], tile))
-    if config.lanes is not None and config.lanes.head == "per_lane":
-        vocab = spans([config.vocab_size // devices] * devices)
-    else:
-        tiles = even_counts(tile.row_tiles(config.vocab_size), devices)
-        vocab = clip(spans([count * tile.rows for count in tiles]), config.vocab_size)
-    return [_Share(*share) for share in zip(lanes, heads, neurons, vocab, strict=True)]
-
-
-def _neuron_counts(config: ModelConfig, kv_heads: Sequence[int], tile: TileFormat) -> list[int]:
-    """Cuts the neurons so that attention and feed-forward together weigh the same on every device.
-
-    Whole chunks of ``tile.cols`` neurons travel together, because they are columns of the down projection.
-    """
-    per_head = config.head_dim * config.hidden_size * (2 + 2 * config.queries_per_kv)
-    per_unit = 3 * config.hidden_size * tile.cols
-    units = config.intermediate_size // tile.cols
-    if units < len(kv_heads):
-        return even_counts(config.intermediate_size, len(kv_heads))
-    counts = fill([heads * per_head for heads in kv_heads], units, per_unit, at_least=1)
-    neurons = [count * tile.cols for count in counts]
-    neurons[-1] += config.intermediate_size - sum(neurons)
-    return neurons
-
-
 def _device_plan(
-    config: ModelConfig, share: _Share, blocks: int, tile: TileFormat, hidden: tuple[Span, ...], kv_splits: int
+    config: ModelConfig,
+    share: DeviceShare,
+    placement: Placement,
+    tile: TileFormat,
+    hidden: tuple[Span, ...],
+    kv_splits: int,
 ) -> DevicePlan:
+    blocks = len(hidden)
     lanes = share.lanes.count
     heads_per_lane = share.kv_heads.count // lanes
     neurons_per_lane = share.neurons.count // lanes
@@ -363,14 +331,20 @@ def _device_plan(
 
     # Hidden rows are the same for o and down. A stage lasts as long as on its busiest block: qkv is dealt evenly. Up,
     # the longest, evens out the layer, and the head the token.
-    counts: dict[str, list[int]] = {name: [span.count for span in hidden] for name in ("o", "down")}
-    load = [sum(counts[name][block] * drafts[name][1] for name in counts) for block in range(blocks)]
+    given: dict[str, tuple[Span, ...]] = {"o": hidden, "down": hidden}
+    load = [sum(given[name][block].count * drafts[name][1] for name in given) for block in range(blocks)]
+    attention = attention_spans(placement, share.kv_heads.count, kv_splits)
+    heads = tile_heads(lanes, heads_per_lane, config.queries_per_kv, config.head_dim, tile.rows)
     for name in ("qkv", "up"):
         tiles, words, _ = drafts[name]
-        counts[name] = fill(load, tiles, words, at_least=tiles // blocks if name == "qkv" else 0)
-        load = [done + count * words for done, count in zip(load, counts[name], strict=True)]
+        if name == "qkv" and tiles and len(placement.roles) > 1:
+            given[name] = row_spans(placement, heads, attention, kv_splits, load)
+        else:
+            at_least = tiles // blocks if name == "qkv" else 0
+            given[name] = spans(fill(load, tiles, words, at_least, even=len(placement.roles) > 1))
+        load = [done + span.count * words for done, span in zip(load, given[name], strict=True)]
     tiles, words, _ = drafts["head"]
-    counts["head"] = fill([done * config.num_layers for done in load], tiles, words)
+    given["head"] = spans(fill([done * config.num_layers for done in load], tiles, words))
 
     position = [0] * blocks
     stages: dict[StageName, Stage] = {}
@@ -386,10 +360,10 @@ def _device_plan(
             row_parallel=draft.row_parallel,
             tiles=tiles,
             tile_words=words,
-            shares=spans(counts[name]),
+            shares=given[name],
             offsets=tuple(position),
         )
-        position = [done + count * words for done, count in zip(position, counts[name], strict=True)]
+        position = [done + span.count * words for done, span in zip(position, given[name], strict=True)]
     return DevicePlan(
         lanes=share.lanes,
         kv_heads=share.kv_heads,
@@ -398,7 +372,7 @@ def _device_plan(
         stages=stages,
         layer_words=layer_words,
         head_words=max(1, *position),
-        attention=spans(even_counts(share.kv_heads.count * kv_splits, blocks)),
+        attention=attention,
     )
 
 

@@ -25,7 +25,12 @@ def even_counts(total: int, parts: int) -> list[int]:
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
-def fill(load: Sequence[int], items: int, weight: int, at_least: int = 0) -> list[int]:
+def spread_counts(total: int, parts: int) -> list[int]:
+    """Cuts ``total`` into ``parts`` counts that differ by at most one, and neighbouring parts together likewise."""
+    return [(part + 1) * total // parts - part * total // parts for part in range(parts)]
+
+
+def fill(load: Sequence[int], items: int, weight: int, at_least: int = 0, even: bool = False) -> list[int]:
     """Hands out ``items`` of equal ``weight``, each to the part that carries least.
 
     Args:
@@ -33,17 +38,18 @@ def fill(load: Sequence[int], items: int, weight: int, at_least: int = 0) -> lis
         items: How many items to hand out; at least ``at_least * len(load)``.
         weight: Load of one item.
         at_least: Items every part gets in any case.
+        even: Whether, of parts that carry equally little, the one with fewer items goes first; else the first one.
 
     Returns:
         Items per part.
     """
     counts = [at_least] * len(load)
-    heap = [(done + at_least * weight, part) for part, done in enumerate(load)]
+    heap = [(done + at_least * weight, 0, part) for part, done in enumerate(load)]
     heapq.heapify(heap)
     for _ in range(items - at_least * len(load)):
-        done, part = heap[0]
+        done, _, part = heap[0]
         counts[part] += 1
-        heapq.heapreplace(heap, (done + weight, part))
+        heapq.heapreplace(heap, (done + weight, counts[part] if even else 0, part))
     return counts
 
 

@@ -317,7 +317,8 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
 def _runs(stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
     """Every block's tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
     runs = []
-    for block, (share, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
+    for block in sorted(range(len(stage.shares)), key=lambda block: stage.shares[block].first):
+        share, offset = stage.shares[block], stage.offsets[block]
         words = share.count * stage.tile_words
         if layer is None:
             run = jax.lax.slice_in_dim(tape[block], offset, offset + words)

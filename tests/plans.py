@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import strategies as st
 
 from jax_mono.config import Lanes, ModelConfig
 from jax_mono.plan import CPU, GPU, Plan, TileFormat, make_plan
+from jax_mono.topology import MI300X, Figure, Topology
 
 TILE = TileFormat()
 MOST_BLOCKS = {"cpu": 20, "gpu": 132}
 """By target; an H100 has 132 multiprocessors."""
+
+
+def dies(count: int, sides: int) -> Topology:
+    """A device of that many dies, each with room for all blocks that tests use."""
+    return dataclasses.replace(
+        MI300X,
+        name=f"{count} dies",
+        dies=Figure(count, "reported"),
+        units_per_die=Figure(MOST_BLOCKS["gpu"], "reported"),
+        io_dies=Figure(sides, "reported"),
+    )
+
+
+SEVERAL_DIES = (dies(2, 1), dies(2, 2), dies(3, 3), dies(4, 2), dies(8, 4))
 
 
 def widths(usual: int) -> st.SearchStrategy[int]:
@@ -60,7 +77,10 @@ def laneformer_configs(draw: st.DrawFn) -> ModelConfig:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A plan of either target for 1 to 8 devices, with at most as many blocks as the model has tiles of hidden rows."""
+    """A plan of either target for 1 to 8 devices, with at most as many blocks as the model has tiles of hidden rows.
+
+    GPUs may have several dies.
+    """
     if draw(st.booleans()):
         config, devices = draw(dense_configs()), draw(st.sampled_from([1, 2, 3, 4, 8]))
     else:
@@ -68,4 +88,5 @@ def plans(draw: st.DrawFn) -> Plan:
     target = draw(st.sampled_from([CPU, GPU]))
     blocks = draw(st.integers(1, min(MOST_BLOCKS[target.name], TILE.row_tiles(config.hidden_size))))
     splits = draw(st.sampled_from([None, None, 1, 3]))
-    return make_plan(config, devices=devices, blocks=blocks, target=target, kv_splits=splits)
+    topology = draw(st.sampled_from([None, *SEVERAL_DIES])) if target is GPU else None
+    return make_plan(config, devices=devices, blocks=blocks, target=target, kv_splits=splits, topology=topology)

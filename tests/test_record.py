@@ -48,6 +48,9 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
         assert header[f"{name}_run"] == getattr(Runs.of(plan), name)
     for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
         assert header[name] == getattr(plan.config, name)
+    roles = plan.placement.roles
+    assert header["num_dies"] == len(roles) and header["tape_rows"] == plan.num_blocks
+    assert header["roles"].tolist() == [(span.first, span.count) for span in roles] + [(0, 0)] * (16 - len(roles))
     at = record.HEADER.itemsize + plan.config.num_layers * record.LAYER.itemsize
     devices = np.frombuffer(data, record.DEVICE, plan.num_devices, at)
     blocks = np.frombuffer(data, record.BLOCK, offset=at + devices.nbytes).reshape(plan.num_devices, plan.num_blocks)
@@ -55,6 +58,7 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
         layout = exchange(plan, device)
         channels = devices[device]["channels"]
         assert (channels["words"], channels["layer_stride"]) == (layout.words, layout.layer_stride)
+        assert channels["arrivals"] == layout.arrivals
         for name in ("qkv", "attention", "activation", "final_inbox", "final_sum", "summary", "logits", "choice"):
             assert channels[name] == layout.channels[name].offset
         for name in ("lanes", "kv_heads", "neurons", "vocab"):

@@ -111,15 +111,20 @@ struct BlockState {
 };
 
 // Where a block's hidden rows start, and how many it has; the same on every device. Words of a run of hidden rows, with
-// the block they belong to: even_counts in jax_mono/plan.py.
+// the block they belong to: even_counts, or spread_counts over several dies, in jax_mono/plan.py.
 struct HiddenRun {
   i32 first, count;
 
   MONO_DEVICE HiddenRun(Shape h, i32 block) {
     const i32 tiles = (h.hidden_size + h.tile_rows - 1) / h.tile_rows;
-    const i32 each = tiles / h.num_blocks, more = tiles % h.num_blocks;
-    first = (block * each + (block < more ? block : more)) * h.tile_rows;
-    count = (each + (block < more)) * h.tile_rows;
+    if (h.num_dies == 1) {
+      const i32 each = tiles / h.num_blocks, more = tiles % h.num_blocks;
+      first = (block * each + (block < more ? block : more)) * h.tile_rows;
+      count = (each + (block < more)) * h.tile_rows;
+    } else {
+      first = block * tiles / h.num_blocks * h.tile_rows;
+      count = (block + 1) * tiles / h.num_blocks * h.tile_rows - first;
+    }
     if (first + count > h.hidden_size) count = h.hidden_size - first;
   }
 };

@@ -10,6 +10,7 @@ from jax_mono import make_plan, native
 from jax_mono.draw import plan_text
 from jax_mono.models.presets import preset
 from jax_mono.plan import GPU
+from jax_mono.topology import MI300X
 
 
 def test_preset(run) -> None:
@@ -41,6 +42,8 @@ def test_checkpoint_without_weights(run, chat_model: Path, tmp_path: Path) -> No
         (["/nowhere/at/all"], "neither a file or directory"),
         (["laneformer-2b", "--devices", "3"], "use one of [1, 2, 4, 8]"),
         (["tiny", "--blocks", "9"], "at most 8"),
+        (["tiny", "--topology", "mi999"], "there is no topology 'mi999', only mi300x, "),
+        (["tiny", "--topology", "mi300x", "--target", "cpu"], "a plan for CPUs has no dies"),
     ],
 )
 def test_bad_input(run, arguments: list[str], message: str) -> None:
@@ -54,6 +57,13 @@ def test_for_a_gpu_that_is_not_here(run) -> None:
     assert (ran.code, ran.out.rstrip("\n"), ran.err) == (0, plan_text(plan).rstrip("\n"), "")
     assert "words of 16 bytes" in ran.out
     assert "words of 8 bytes" in run("plan", "laneformer-2b", "--target", "cpu", "--blocks", "2").out
+
+
+def test_for_a_gpu_of_several_dies(run) -> None:
+    ran = run("plan", "laneformer-2b", "--topology", "mi300x", "--devices", "8")
+    plan = make_plan(preset("laneformer-2b"), devices=8, blocks=304, target=GPU, topology=MI300X)
+    assert (ran.code, ran.out.rstrip("\n"), ran.err) == (0, plan_text(plan).rstrip("\n"), "")
+    assert "8 of 38 blocks on 4 sides" in ran.out
 
 
 def test_blocks_of_a_gpu_by_default(run, monkeypatch) -> None:
