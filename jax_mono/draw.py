@@ -284,6 +284,13 @@ def _place_lines(plan: Plan) -> Iterator[str]:
         f"dies               {len(counts)} of {each} blocks on {_count(plan.placement.num_sides, 'side')}; "
         f"attention reads {near.die:.0%} of its rows from its die, {near.side:.0%} from its side"
     )
+    rows, words = plan.placement.tape_rows, plan.config.num_layers * plan.layer_words + plan.head_words
+    idle = 1 - totals(plan).words / (plan.num_devices * rows * words)
+    if plan.placement.interleaved:
+        size, period = number_of_bytes(plan.placement.granule_words), len(plan.placement.pattern)
+        yield f"tapes              a granule of {size} in every {period}; {idle:.1%} of their memory holds no weights"
+    else:
+        yield f"tapes              in one piece; {idle:.1%} of their memory holds no weights"
 
 
 def _device_lines(plan: Plan, device: int) -> Iterator[str]:

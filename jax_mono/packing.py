@@ -88,17 +88,15 @@ class _Builder:
         self.plan, self.mesh, self.dtype = plan, mesh, dtype
         stored = storage(dtype)
         self.devices = [home()] if mesh is None else mesh_devices(mesh, plan.num_devices)
-        rows, blocks = plan.num_devices // len(self.devices), plan.num_blocks
-        self.layers = [
-            _allocate((rows, blocks, plan.config.num_layers, plan.layer_words), stored) for _ in self.devices
-        ]
-        self.head = [_allocate((rows, blocks, plan.head_words), stored) for _ in self.devices]
+        rows, tapes = plan.num_devices // len(self.devices), plan.placement.tape_rows
+        self.layers = [_allocate((rows, tapes, plan.config.num_layers, plan.layer_words), stored) for _ in self.devices]
+        self.head = [_allocate((rows, tapes, plan.head_words), stored) for _ in self.devices]
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
         for device, share in enumerate(self.plan.devices):
             array, row = (0, device) if self.mesh is None else (device, 0)
-            tapes = self.head[array][row] if layer is None else self.layers[array][row, :, layer]
-            store_tiles(share.stages[name], stage_tiles(self.plan, device, name, matrices), tapes)
+            tapes = (self.head if layer is None else self.layers)[array][row]
+            store_tiles(self.plan, share.stages[name], stage_tiles(self.plan, device, name, matrices), tapes, layer)
 
     def finish(self, embed: np.ndarray, vectors: dict[str, np.ndarray]) -> Tapes:
         """Hands the arrays to JAX; on CPU it takes them as they are, without a copy."""

@@ -19,6 +19,7 @@ Vocabulary used throughout:
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,8 +130,8 @@ class DevicePlan:
         neurons: Global feed-forward neurons it holds, lane-major.
         vocab: Global rows of the LM head it holds.
         stages: The five products by name.
-        layer_words: Longest layer tape of its blocks, in weights.
-        head_words: Longest head tape of its blocks, in weights.
+        layer_words: Longest layer tape of its blocks, in weights; whole granules of memory.
+        head_words: Longest head tape of its blocks, likewise.
         attention: Per block, its run of attention items; item = local KV head * kv_splits + split.
     """
 
@@ -185,6 +186,12 @@ class Plan:
         return max(device.head_words for device in self.devices)
 
     @property
+    def tape_granules(self) -> tuple[int, int]:
+        """Granules of memory of a block's layer tapes together, and of its head tape."""
+        granule = self.placement.granule_words
+        return self.config.num_layers * self.layer_words // granule, self.head_words // granule
+
+    @property
     def max_kv_heads(self) -> int:
         """KV heads on the fullest device; at least 1, so that no array is empty."""
         return max(1, *(device.kv_heads.count for device in self.devices))
@@ -210,6 +217,7 @@ def make_plan(
     target: Target = CPU,
     kv_splits: int | None = None,
     topology: Topology | None = None,
+    pattern: Sequence[int] | None = None,
 ) -> Plan:
     """Plans a model for ``devices`` devices of ``blocks`` resident blocks each.
 
@@ -222,6 +230,8 @@ def make_plan(
         kv_splits: Blocks among which one KV head's positions are spread; None takes what is best, see
             :func:`jax_mono.locality.head_splits`.
         topology: What the devices are, if it matters where on them a block runs; see :mod:`jax_mono.placement`.
+        pattern: Sides of the device to which consecutive granules of its memory belong, over one period; None takes the
+            topology's.
 
     Returns:
         The plan; equal arguments give equal plans.
@@ -229,7 +239,9 @@ def make_plan(
     Raises:
         ConfigError: The model cannot be cut like this; the message says what would work.
     """
-    return _make_plan(config, devices, blocks, tile or TileFormat(), target, kv_splits, topology)
+    if pattern is not None:
+        pattern = tuple(pattern)
+    return _make_plan(config, devices, blocks, tile or TileFormat(), target, kv_splits, topology, pattern)
 
 
 @functools.lru_cache(maxsize=64)
@@ -241,9 +253,10 @@ def _make_plan(
     target: Target,
     kv_splits: int | None,
     topology: Topology | None,
+    pattern: tuple[int, ...] | None,
 ) -> Plan:
     _check_shape(config, devices, blocks, tile)
-    placement = place(blocks, topology)
+    placement = place(blocks, topology, pattern)
     if len(placement.roles) > 1 and target is not GPU:
         raise ConfigError(f"a plan for CPUs has no dies; plan for {topology and topology.name} with target=GPU")
     hidden_tiles = tile.row_tiles(config.hidden_size)
@@ -351,7 +364,7 @@ def _device_plan(
     for name in STAGES:
         tiles, words, draft = drafts[name]
         if name == "head":
-            layer_words, position = max(position), [0] * blocks
+            layer_words, position = placement.rounded(max(position)), [0] * blocks
         stages[name] = Stage(
             name=name,
             rows=draft.rows,
@@ -371,7 +384,7 @@ def _device_plan(
         vocab=share.vocab,
         stages=stages,
         layer_words=layer_words,
-        head_words=max(1, *position),
+        head_words=placement.rounded(max(1, *position)),
         attention=attention,
     )
 

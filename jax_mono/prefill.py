@@ -42,7 +42,7 @@ def prefill_chunk(
 
     Args:
         plan: The plan.
-        layers: [B, num_layers, layer_words], the device's layer tapes.
+        layers: [R, num_layers, layer_words], the device's layer tapes.
         constants: float32 [floats], the device's constants.
         embed: [vocab, hidden].
         rope: float32 [S, head_dim / 2, 2], rotations by position.

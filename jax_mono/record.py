@@ -62,6 +62,8 @@ HEADER = np.dtype(
                 "history_layers",
                 "num_dies",
                 "tape_rows",
+                "granule_words",
+                "period",
             )
         ),
         ("roles", SPAN, MAX_DIES),
@@ -112,6 +114,8 @@ DEVICE = np.dtype(
 )
 BLOCK = np.dtype(
     [
+        ("layers", "<i8"),
+        ("head", "<i8"),
         ("offsets", "<i8", len(STAGES)),
         ("shares", SPAN, len(STAGES)),
         ("hidden", SPAN),
@@ -205,7 +209,9 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "logits_run": runs.logits,
         "history_layers": _history_layers(config),
         "num_dies": len(plan.placement.roles),
-        "tape_rows": plan.num_blocks,
+        "tape_rows": plan.placement.tape_rows,
+        "granule_words": plan.placement.granule_words,
+        "period": len(plan.placement.pattern),
         "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
     }
     for name in HEADER.names or ():
@@ -263,6 +269,8 @@ def _device(plan: Plan, index: int) -> np.ndarray:
 
 def _block(plan: Plan, share: DevicePlan, block: int) -> np.ndarray:
     record = np.zeros((), BLOCK)
+    for name, length in zip(("layers", "head"), plan.tape_granules, strict=True):
+        record[name] = plan.placement.first_granule(block, length) * plan.placement.granule_words
     for position, name in enumerate(STAGES):
         record["offsets"][position] = share.stages[name].offsets[block]
         record["shares"][position] = _span(share.stages[name].shares[block])

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from jax_mono import granules
 from jax_mono.config import ConfigError
 from jax_mono.plan import DevicePlan, Plan, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
@@ -62,8 +63,9 @@ class Tapes:
     """All weights of a model, cut for a plan. D devices, B blocks.
 
     Attributes:
-        layers: [D, B, num_layers, layer_words], the layer tapes, as :data:`STORAGE` says.
-        head: [D, B, head_words], the LM head's tapes, likewise.
+        layers: [D, R, num_layers, layer_words], the layer tapes, as :data:`STORAGE` says. R is B, and row b belongs to
+            block b; unless the plan's placement interleaves tapes, see :class:`jax_mono.placement.Placement`.
+        head: [D, R, head_words], the LM head's tapes, likewise.
         constants: [D, floats] float32: norms and biases, see :func:`jax_mono.record.constants_layout`.
         embed: [vocab, hidden], stored like the tapes, the same on every device.
         dtype: The weight dtype.
@@ -121,17 +123,23 @@ def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[np.n
     return _column_tiles(np.concatenate(rows, axis=1), tile)
 
 
-def store_tiles(stage: Stage, tiles: np.ndarray, tapes: np.ndarray) -> None:
+def store_tiles(plan: Plan, stage: Stage, tiles: np.ndarray, tapes: np.ndarray, layer: int | None) -> None:
     """Copies a stage's tiles into the tapes of a device's blocks.
 
     Args:
+        plan: The plan.
         stage: The stage.
         tiles: [tiles, ...] from :func:`stage_tiles`.
-        tapes: [B, words], the blocks' layer tapes of one layer, or their head tapes. Written in place.
+        tapes: The device's :class:`Tapes`: [R, num_layers, layer_words], or [R, head_words]. Written in place.
+        layer: Which layer; None for the head.
     """
-    for tape, share, offset in zip(tapes, stage.shares, stage.offsets, strict=True):
+    for block, (share, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
         run = tiles[share.first : share.stop]
-        tape[offset : offset + run.size].reshape(run.shape)[...] = run
+        if plan.placement.interleaved:
+            granules.store(granules.block_tape(plan, tapes, block, layer), offset, run.reshape(-1))
+        else:
+            tape = tapes[block] if layer is None else tapes[block, layer]
+            tape[offset : offset + run.size].reshape(run.shape)[...] = run
 
 
 def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -236,7 +244,8 @@ def unpack_layer(
     Args:
         plan: The plan.
         share: The device's share.
-        tape: The layer tapes of the device's blocks, [B, layer_words], or [B, num_layers, layer_words] with ``layer``.
+        tape: The layer tapes of the device's blocks, [R, num_layers, layer_words], or without ``layer``
+            [R, layer_words], unless they are interleaved.
         layer: Which layer, may be traced.
 
     Returns:
@@ -264,12 +273,12 @@ def unpack_matrix(plan: Plan, share: DevicePlan, name: str, tape: Array, layer: 
     """
     stages, half = share.stages, plan.tile.rows // 2
     if name in ("wo", "w2"):
-        return _row_matrix(stages["o" if name == "wo" else "down"], plan.tile, tape, layer)
+        return _row_matrix(plan, stages["o" if name == "wo" else "down"], tape, layer)
     if name in ("w1", "w3"):
         rows = slice(0, half) if name == "w1" else slice(half, 2 * half)
         neurons = share.neurons.count // share.lanes.count
-        return _column_matrix(stages["up"], plan.tile, tape, layer, rows)[:, :neurons]
-    qkv = _column_matrix(stages["qkv"], plan.tile, tape, layer)
+        return _column_matrix(plan, stages["up"], tape, layer, rows)[:, :neurons]
+    qkv = _column_matrix(plan, stages["qkv"], tape, layer)
     queries = _query_span(plan, share).count // share.lanes.count
     keys = _key_span(plan, share).count // share.lanes.count
     ranges = {"wq": (0, queries), "wk": (queries, queries + keys), "wv": (queries + keys, queries + 2 * keys)}
@@ -277,9 +286,9 @@ def unpack_matrix(plan: Plan, share: DevicePlan, name: str, tape: Array, layer: 
 
 
 def unpack_head(plan: Plan, share: DevicePlan, tape: Array) -> Array:
-    """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [B, head_words]."""
+    """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [R, head_words]."""
     stage = share.stages["head"]
-    return _column_matrix(stage, plan.tile, tape, None)[:, : stage.rows].reshape(-1, stage.cols)
+    return _column_matrix(plan, stage, tape, None)[:, : stage.rows].reshape(-1, stage.cols)
 
 
 def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str, Array]:
@@ -314,11 +323,15 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _runs(stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
+def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
     """Every block's tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
+    offsets = stage.offsets
+    if plan.placement.interleaved:
+        tape, offsets = granules.in_one_piece(plan, stage, tape, layer)
+        layer = None
     runs = []
     for block in sorted(range(len(stage.shares)), key=lambda block: stage.shares[block].first):
-        share, offset = stage.shares[block], stage.offsets[block]
+        share, offset = stage.shares[block], offsets[block]
         words = share.count * stage.tile_words
         if layer is None:
             run = jax.lax.slice_in_dim(tape[block], offset, offset + words)
@@ -328,23 +341,23 @@ def _runs(stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
     return runs
 
 
-def _column_matrix(
-    stage: Stage, tile: TileFormat, tape: Array, layer: ArrayLike | None, rows: slice = slice(None)
-) -> Array:
+def _column_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, rows: slice = slice(None)) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
+    tile = plan.tile
     if stage.tiles == 0:
         return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
     chunks = stage.tile_words // (tile.rows * tile.cols)
-    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in _runs(stage, tape, layer)]
+    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in _runs(plan, stage, tape, layer)]
     matrix = jnp.concatenate(runs).swapaxes(1, 2)
     return matrix.reshape(stage.lanes, -1, chunks * tile.cols)[:, :, : stage.cols]
 
 
-def _row_matrix(stage: Stage, tile: TileFormat, tape: Array, layer: ArrayLike | None) -> Array:
+def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
+    tile = plan.tile
     if stage.cols == 0:
         return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
-    tiles = jnp.concatenate(_runs(stage, tape, layer))
+    tiles = jnp.concatenate(_runs(plan, stage, tape, layer))
     chunks = tiles.reshape(stage.tiles, stage.lanes, -1, tile.rows, tile.cols)
     matrix = chunks.transpose(1, 0, 3, 2, 4).reshape(stage.lanes, stage.tiles * tile.rows, -1)
     return matrix[:, : stage.rows, : stage.cols]

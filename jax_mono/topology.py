@@ -118,6 +118,18 @@ class Topology:
             raise ValueError(f"{self.name} has dies 0 to {self.dies.whole - 1}, not {die}")
         return die * self.io_dies.whole // self.dies.whole
 
+    @property
+    def granule_sides(self) -> tuple[int, ...]:
+        """I/O dies to which consecutive granules of memory belong, over one period; (0,) if placement does not matter.
+
+        Stacks take turns in their order, and neighbours in number belong to one I/O die. That is a guess until the
+        device was asked: which granules are near a die can be measured.
+        """
+        stacks, sides = self.stacks.whole, self.io_dies.whole
+        if sides == 1 or self.granule_bytes.whole == 0:
+            return (0,)
+        return tuple(stack * sides // stacks for stack in range(stacks))
+
     def link_graph(self, devices: int) -> tuple[tuple[int, int, float], ...]:
         """Links of a host with that many devices.
 

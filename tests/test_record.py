@@ -49,7 +49,8 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
     for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
         assert header[name] == getattr(plan.config, name)
     roles = plan.placement.roles
-    assert header["num_dies"] == len(roles) and header["tape_rows"] == plan.num_blocks
+    assert header["num_dies"] == len(roles) and header["tape_rows"] == plan.placement.tape_rows
+    assert (header["granule_words"], header["period"]) == (plan.placement.granule_words, len(plan.placement.pattern))
     assert header["roles"].tolist() == [(span.first, span.count) for span in roles] + [(0, 0)] * (16 - len(roles))
     at = record.HEADER.itemsize + plan.config.num_layers * record.LAYER.itemsize
     devices = np.frombuffer(data, record.DEVICE, plan.num_devices, at)
@@ -68,6 +69,8 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
             assert (words["tile_words"], words["rows"], words["lanes"]) == (stage.tile_words, stage.rows, stage.lanes)
             for block in range(plan.num_blocks):
                 own = blocks[device, block]
+                for name, length in zip(("layers", "head"), plan.tape_granules, strict=True):
+                    assert own[name] == plan.placement.first_granule(block, length) * plan.placement.granule_words
                 assert own["offsets"][position] == stage.offsets[block]
                 assert tuple(own["shares"][position]) == (stage.shares[block].first, stage.shares[block].count)
                 assert tuple(own["hidden"]) == (plan.hidden[block].first, plan.hidden[block].count)

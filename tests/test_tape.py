@@ -107,7 +107,7 @@ def assert_unpacks_to(plan: Plan, tapes: Tapes, params: Params) -> None:
     table = np.asarray(params["embed"] if config.tie_word_embeddings else params["lm_head"])
     for device, share in enumerate(plan.devices):
         for layer in range(config.num_layers):
-            unpacked = unpack_layer(plan, share, tapes.layers[device, :, layer])
+            unpacked = unpack_layer(plan, share, tapes.layers[device], layer)
             expected = dict(own_matrices(plan, device, params["layers"][layer]))
             assert {path for path, _ in flatten(unpacked)} == set(expected)
             for path, matrix in flatten(unpacked):

@@ -34,6 +34,8 @@ Failure run(i64 run_id, const Operands& operands) {
   }
 
   const Plan plan = operands.plan();
+  if (plan.header->period > 1)
+    throw std::invalid_argument("the plan's tapes take turns in memory, as on a GPU of several dies; plan without a topology");
   const i32 devices = plan.header->num_devices;
   const Variant& variant = cpu_variant();
   auto gang = std::make_shared<Gang>(plan, attributes.wait_limit(), attributes.lost());

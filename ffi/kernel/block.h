@@ -90,11 +90,10 @@ struct BlockState {
     return exchange(on_device) + channel + (link.tag & 1) * length;
   }
 
+  // First weight of a stage. Programs that read tapes in granules have a walk of their own (simt/walk.h).
   MONO_DEVICE const T* tape(StageIndex stage, i32 layer) const {
-    const T* base = stage == kHead
-                        ? static_cast<const T*>(call.head) + header.head_words * block_index
-                        : static_cast<const T*>(call.layers) +
-                              (i64(block_index) * header.num_layers + layer) * header.layer_words;
+    const T* base = stage == kHead ? static_cast<const T*>(call.head) + share.head
+                                   : static_cast<const T*>(call.layers) + share.layers + layer * header.layer_words;
     return base + share.offsets[stage];
   }
   MONO_DEVICE const float* constants(i64 offset) const { return call.constants + offset; }

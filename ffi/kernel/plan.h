@@ -37,8 +37,16 @@ struct Header {
   i32 history_layers;                          // a layer adds outputs of at most this many layers, itself included
   i32 num_dies;                                // that share no cache; 1: it does not matter where a block runs
   i32 tape_rows;                               // of the tapes' arrays: one per block, and padding
+  i32 granule_words, period;                   // see in_granules()
   Span roles[kMaxDies];                        // per die, the blocks that belong on it
 };
+
+// A tape has one granule of every `period` of the array that it lies in: how far from its start a word or byte of it is.
+// Granules are powers of two; where the period is one, tapes are in one piece.
+template <class U>
+constexpr U in_granules(U offset, U granule, U period) {
+  return offset + (offset & ~(granule - 1)) * (period - 1);
+}
 
 // What reaches the residual stream after a module; see ModelConfig.mixing.
 struct Layer {
@@ -80,16 +88,17 @@ struct Device {
 };
 
 struct Block {
+  i64 layers, head;      // where its tapes start in the arrays of tapes, in weights
   i64 offsets[kStages];  // start of the stage's tiles in the block's layer (or head) tape
   Span shares[kStages];  // tiles of each stage
   Span hidden;           // tiles of hidden rows
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 2 * 8 + 30 * 4 + kMaxDies * 8, "no padding");
+static_assert(sizeof(Header) == 2 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
-static_assert(sizeof(Block) == kStages * 16 + 16, "no padding");
+static_assert(sizeof(Block) == 2 * 8 + kStages * 16 + 16, "no padding");
 static_assert(sizeof(Device) == kStages * sizeof(Stage) + 15 * 8 + 7 * 8 + 4 * 8, "no padding");
 
 // A view of the record; copies nothing.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_host.stand_in import Device
+from jax.typing import DTypeLike
 from kernel.common import make_decoder, some_tokens
 from tiny import tiny
 
@@ -17,13 +18,8 @@ from jax_mono.plan import GPU
 from jax_mono.topology import MI300X, Figure
 
 TEXT = some_tokens(4)
-THREE_DIES = dataclasses.replace(
-    MI300X,
-    name="three dies",
-    dies=Figure(3, "reported"),
-    units_per_die=Figure(2, "reported"),
-    io_dies=Figure(3, "cdna3"),
-)
+TWO, THREE = Figure(2, "reported"), Figure(3, "reported")
+THREE_DIES = dataclasses.replace(MI300X, name="three dies", dies=THREE, units_per_die=TWO, io_dies=THREE)
 ROUND_ROBIN = "0,1,2"
 PLACES = {
     "round robin": ROUND_ROBIN,
@@ -85,3 +81,39 @@ def test_a_block_that_never_starts_ends_the_call(fibers: Device, monkeypatch: py
     monkeypatch.setenv("JAX_MONO_WAIT_LIMIT_MS", "1000")
     with pytest.raises(jax.errors.JaxRuntimeError, match="not all blocks of device 0 started within 1000 ms"):
         scores(monkeypatch, "0,0,0,1,2,-")
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "granule_bytes", "pattern"),
+    [
+        ("llama", jnp.bfloat16, 512, (0, 1)),
+        ("qwen3", jnp.float16, 2048, (0, 0, 1, 1)),
+        ("laneformer", jnp.bfloat16, 4096, (1, 0, 0, 1)),
+    ],
+)
+def test_tapes_in_granules_are_the_same_weights(
+    fibers: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    dtype: DTypeLike,
+    granule_bytes: int,
+    pattern: tuple[int, ...],
+) -> None:
+    """Through prefill and the resident program; the LM head is read for some of the tokens only."""
+    monkeypatch.setenv("FIBER_DIES", "1,0")
+    granule = Figure(granule_bytes, "reported")
+    topology = dataclasses.replace(THREE_DIES, dies=TWO, io_dies=TWO, granule_bytes=granule)
+    found = []
+    for chosen in (pattern, (0,)):
+        decoder = make_decoder(tiny(family), blocks=4, dtype=dtype, target=GPU, topology=topology, pattern=chosen)
+        assert decoder.plan.placement.pattern == chosen
+        output = decoder.generate(TEXT, max_new_tokens=3, top_logprobs=4)
+        found.append([(token.id, token.logprob) for step in output.top for token in step])
+    assert found[0] == found[1]
+
+
+def test_a_cpu_has_its_tapes_in_one_piece() -> None:
+    topology = dataclasses.replace(THREE_DIES, dies=TWO, io_dies=TWO)
+    decoder = make_decoder(tiny("llama"), blocks=4, dtype=jnp.bfloat16, target=GPU, topology=topology, pattern=(0, 1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"the plan's tapes take turns in memory.*without a topology"):
+        decoder.score(TEXT)

@@ -53,10 +53,12 @@ def make_decoder(
     params: Params | None = None,
     target: Target | None = None,
     topology: Topology | None = None,
+    pattern: Sequence[int] | None = None,
 ) -> Decoder:
     """A decoder on JAX's default device, with random parameters unless some are given."""
     target = target or target_of(home())
-    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target, topology=topology)
+    places = {"topology": topology, "pattern": pattern}
+    plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target, **places)
     mesh = make_mesh(devices) if form == "mesh" else None
     source = ArraySource(config, params_of(config, dtype) if params is None else params)
     tapes = pack(plan, source, dtype=dtype, mesh=mesh)

@@ -109,6 +109,7 @@ MONO_DEVICE void set_bits(u32* at, u32 bits) { __hip_atomic_fetch_or(at, bits, _
 }  // namespace mono::MONO_VARIANT::arch
 
 #include "kernel/simt/threads.h"
+#include "kernel/simt/walk.h"
 #include "kernel/simt/word.h"
 
 namespace mono::MONO_VARIANT::arch {
@@ -229,16 +230,6 @@ MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
   return word;
 }
 
-// What of a block's tape is read in which order; in shared memory.
-struct Course {
-  struct Run {
-    u64 from;   // first piece; of the first layer
-    u32 bytes;  // of a piece
-    i32 count;  // of pieces
-  };
-  Run runs[kStages];
-  i32 first_head;  // the fed token from which on the LM head is needed
-};
 MONO_DEVICE Course& course() {
   MONO_SHARED static Course of_block;
   return of_block;
@@ -252,10 +243,10 @@ class Pump {
 
   // Loads this wave's first piece. The block's course must be set.
   MONO_DEVICE void start() {
-    skip(wave());
+    walk_.skip(course(), i32(wave()));
     MONO_UNROLLED
     for (i32 q = 0; q < kQuads; ++q) take(q, next_piece(), lane());
-    skip(kWarps);
+    walk_.skip(course(), kWarps);
   }
 
   // First of the next pieces that this wave multiplies.
@@ -268,7 +259,7 @@ class Pump {
   // A chunk is 8 rows by 32 columns, row by row. A load takes two of them: lane 32 c + 4 r + t gets the eight weights of row r of
   // the c-th from column 8 t on.
   template <class T>
-  MONO_DEVICE float dot(i32, const T*, const T* x, i32 chunks) {
+  MONO_DEVICE float dot(i32, const T* x, i32 chunks) {
     const i32 own = lane();
     const Quad* activations = reinterpret_cast<const Quad*>(x) + own % 4;
     const auto following = next_piece();
@@ -288,7 +279,7 @@ class Pump {
       asm volatile("" : "+v"(sums[0]), "+v"(sums[1]), "+v"(sums[2]), "+v"(sums[3]));
       take(q, following, own);
     }
-    skip(kWarps);
+    walk_.skip(course(), kWarps);
     const Pair sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     float y = sum.x + sum.y;
     y += swapped(y, 1);
@@ -305,47 +296,31 @@ class Pump {
       asm volatile("" ::"v"(held_[q]));
       take(q, following, lane());
     }
-    skip(kWarps);
+    walk_.skip(course(), kWarps);
   }
 
  private:
   static constexpr i32 kQuads = (kSlotChunks + 1) / 2;  // registers, four at a time, of the longest piece
 
   MONO_DEVICE static u32 wave() { return uniform(u32(warp())); }
-  MONO_DEVICE __amdgpu_buffer_rsrc_t next_piece() const { return buffer(uniform(at_), uniform(bytes_)); }
+  // Nothing beyond the piece's end is read: later bytes of the tape have higher addresses.
+  MONO_DEVICE __amdgpu_buffer_rsrc_t next_piece() const {
+    return buffer(uniform(walk_.granule()), uniform(walk_.offset(walk_.bytes() - 1) + 1));
+  }
   // Into the registers of what was there, which nothing may need any more: a copy would wait for the load.
   MONO_DEVICE void take(i32 q, __amdgpu_buffer_rsrc_t from, i32 lane) {
     __builtin_amdgcn_sched_barrier(0);
-    held_[q] = __builtin_amdgcn_raw_buffer_load_b128(from, lane * 16, q * kWarp * 16, kStreamed);
-    __builtin_amdgcn_sched_barrier(0);
-  }
-
-  // Goes on by so many pieces of the tape.
-  MONO_DEVICE void skip(i32 pieces) {
-    const Course& c = course();
-    index_ += pieces;
-    i32 count = i32(uniform(u32(c.runs[stage_].count)));
-    MONO_ROLLED
-    while (index_ >= count) {
-      index_ -= count;
-      if (++stage_ == kHead && ++layer_ < Shape::num_layers) stage_ = 0;
-      if (stage_ > kHead || (stage_ == kHead && fed_ < c.first_head)) {
-        stage_ = layer_ = 0;
-        ++fed_;
-      }
-      count = i32(uniform(u32(c.runs[stage_].count)));
+    if constexpr (Shape::period == 1) {
+      held_[q] = __builtin_amdgcn_raw_buffer_load_b128(from, lane * 16, q * kWarp * 16, kStreamed);
+    } else {
+      held_[q] = __builtin_amdgcn_raw_buffer_load_b128(from, int(walk_.offset(u32((q * kWarp + lane) * 16))), 0, kStreamed);
     }
-    const Course::Run& run = c.runs[stage_];
-    bytes_ = uniform(run.bytes);
-    at_ = uniform(run.from) + (stage_ == kHead ? 0 : u64(layer_) * Shape::layer_words * 2) + u64(index_) * bytes_;
+    __builtin_amdgcn_sched_barrier(0);
   }
 
   Quad held_[kQuads] = {};
   u32 next_ = 0;  // pieces of the block so far
-  // The piece after the one that is held.
-  i32 index_ = 0, stage_ = 0, layer_ = 0, fed_ = 0;
-  u64 at_ = 0;
-  u32 bytes_ = 0;
+  Walk walk_;     // at the piece after the one that is held
 };
 
 // A wait has nothing to do for it.

@@ -196,7 +196,7 @@ class Pump {
   // columns of the other operand are the activations of the first and third pairs, odd ones those of the second and fourth:
   // the product is the sum of two results.
   template <class T>
-  MONO_DEVICE float dot(i32 i, const T*, const T* x, i32 chunks) {
+  MONO_DEVICE float dot(i32 i, const T* x, i32 chunks) {
     Ring& r = ring();
     const u32 slot = await(i);
     const uint4* w = reinterpret_cast<const uint4*>(r.slots[slot]) + lane();

@@ -12,8 +12,8 @@ using Workspace = WarpWorkspace<T, arch::kWarps>;
 #include "kernel/roles.h"
 #include "kernel/simt/attend.h"
 #include "kernel/simt/norm.h"
-#include "kernel/simt/pieces.h"
 #include "kernel/simt/product.h"
+#include "kernel/simt/set_course.h"
 
 // One block per compute unit, so two waves per SIMD with 256 registers each. Two blocks would have 128 each and keep no more
 // loads under way, and plans have no use for them: each block owns a tile of hidden rows, which few models have 608 of.
@@ -43,25 +43,6 @@ MONO_DEVICE i32 own_block(const Call& call) {
   return arch::agreed(role);
 }
 
-// Sets the course of the block; returns its pieces per token, LM head included.
-MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
-  const Device& device = call.plan.devices[call.device];
-  const Block& share = call.plan.block(call.device, block);
-  const Weight* layers = static_cast<const Weight*>(call.layers) + i64(block) * Shape::num_layers * Shape::layer_words;
-  const Weight* head = static_cast<const Weight*>(call.head) + i64(block) * Shape::head_words;
-  i32 pieces = 0;
-  MONO_ROLLED
-  for (i32 stage = 0; stage < kStages; ++stage) {
-    const PieceRun run(device, share, stage);
-    pieces += run.count * (stage == kHead ? 1 : Shape::num_layers);
-    if (arch::thread() == 0)
-      arch::course().runs[stage] = {u64((stage == kHead ? head : layers) + run.offset), u32(run.words) * u32(sizeof(Weight)), run.count};
-  }
-  if (arch::thread() == 0) arch::course().first_head = first_head;
-  arch::sync();
-  return pieces;
-}
-
 // Moves what is seldom needed from scalar registers, of which there are too few, to vector registers.
 MONO_DEVICE void make_vectors(BlockState<Weight>& s) {
   auto vector = [](auto&... values) { (arch::make_vector(values), ...); };
@@ -77,7 +58,7 @@ MONO_KERNEL mono_decode(const mono::Call* calls) {
   const Call& call = own_call(calls);
   const i32 block = own_block(call);
   if (block < 0) return;
-  set_course(call, block, call.request.mode == kGenerate ? call.request.num_forced - 1 : 0);
+  set_course(call, block, first_head(call.request));
   BlockState<Weight> s(call, block, near_memory(), static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
   make_vectors(s);
   s.link.pump.start();

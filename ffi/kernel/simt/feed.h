@@ -13,8 +13,9 @@ MONO_DEVICE bool needs_head(const Request& request, i32 fed) {
 // Feeds one of arch::kFeeders shares of the tape of one token after the other, until told to stop. `runs`: per stage.
 template <class T>
 MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, int feeder, const volatile i32* stop) {
-  const T* layers = static_cast<const T*>(call.layers) + i64(block) * Shape::num_layers * Shape::layer_words;
-  const T* head = static_cast<const T*>(call.head) + i64(block) * Shape::head_words;
+  const Block& share = call.plan.block(call.device, block);
+  const T* layers = static_cast<const T*>(call.layers) + share.layers;
+  const T* head = static_cast<const T*>(call.head) + share.head;
   arch::Feed feed(feeder, stop);
   auto copy = [&](i32 stage, const T* tape) {
     const PieceRun& run = runs[stage];

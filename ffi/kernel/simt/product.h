@@ -22,9 +22,9 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
 }
 
 // Multiplies tiles of a stage, piece by piece, with the activations. Pieces are summed in order, so results do not depend on
-// who multiplied them. Returns the pump, advanced.
+// who multiplied them. The pump knows where they lie: it walks the tape in the order of the stages. Returns it, advanced.
 template <class T>
-MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work, Span run, const T* tape, const T* activations,
+MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work, Span run, const T* activations,
                                        float* partial, float* out, i32 part_stride, arch::Pump pump) {
   const i32 chunks = work.chunks, pieces = work.pieces, parts = work.parts, per_tile = parts * pieces;
   const i32 width = stage.width, tiles_per_lane = stage.tiles_per_lane;
@@ -42,7 +42,7 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
       MONO_ROLLED
       while (run.first + begin + tile >= (work.first_lane + lane + 1) * tiles_per_lane) ++lane;
       const T* x = activations + (part_stride ? part : lane) * width + k * chunks * arch::kTileCols;
-      const float y = pump.dot(p, tape + i64(begin * per_tile + p) * chunks * kChunkWords, x, chunks);
+      const float y = pump.dot(p, x, chunks);
       if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
     }
     pump.advance(tiles * per_tile);
@@ -67,7 +67,7 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
 // Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one
 // part: out[part * part_stride + row].
 template <class T>
-MONO_DEVICE void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part_stride) {
+MONO_DEVICE void product(BlockState<T>& s, StageIndex index, i32, float* out, i32 part_stride) {
   const TileWork& work = s.scratch.work.tiles[index];
   if (work.chunks == 0) {  // a device without heads
     const i32 rows = s.share.shares[index].count * arch::kTileRows;
@@ -76,8 +76,8 @@ MONO_DEVICE void product(BlockState<T>& s, StageIndex index, i32 layer, float* o
     arch::sync();
     return;
   }
-  s.link.pump = multiply_tiles(s.device.stages[index], work, s.share.shares[index], s.tape(index, layer),
-                               s.scratch.activations, s.scratch.work.partial, out, part_stride, s.link.pump);
+  s.link.pump = multiply_tiles(s.device.stages[index], work, s.share.shares[index], s.scratch.activations,
+                               s.scratch.work.partial, out, part_stride, s.link.pump);
 }
 
 }  // namespace mono::MONO_VARIANT

@@ -129,6 +129,8 @@ template <class U>
 MONO_DEVICE const U& agreed(const U& value) {
   return value;
 }
+MONO_DEVICE u32 uniform(u32 value) { return value; }
+MONO_DEVICE u64 uniform(u64 value) { return value; }
 using Known = i32;  // a number that all of them have
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) {
   Fibers& all = fibers();
@@ -147,6 +149,7 @@ MONO_DEVICE void set_bits(u32* at, u32 bits) { *at |= bits; }
 }  // namespace mono::MONO_VARIANT::arch
 
 #include "kernel/simt/threads.h"
+#include "kernel/simt/walk.h"
 #include "kernel/simt/word.h"
 
 namespace mono::MONO_VARIANT::arch {
@@ -205,25 +208,37 @@ MONO_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
 
 // ---- weights -----------------------------------------------------------------------------------------------------
 
-// Reads the tape where it lies.
+MONO_DEVICE Course& course() {
+  static thread_local Course of_block;
+  return of_block;
+}
+
+// Walks the tape as CDNA 3's does, and reads it where it lies.
 class Pump {
  public:
+  // The block's course must be set.
+  MONO_DEVICE void start() { walk_.skip(course(), warp()); }
   MONO_DEVICE void step() {}
   MONO_DEVICE i32 first() const { return i32((warp() - next_ % kWarps + kWarps) % kWarps); }
   MONO_DEVICE void advance(i32 pieces) { next_ += pieces; }
 
   // See Pump::dot in kernel/arch/sm_90a.h.
   template <class T>
-  MONO_DEVICE float dot(i32, const T* tape, const T* x, i32 chunks) {
+  MONO_DEVICE float dot(i32, const T* x, i32 chunks) {
     float sum = 0.0f;
-    for (i32 c = 0; c < chunks; ++c)
-      for (i32 k = 0; k < kTileCols; ++k)
-        sum += to_float(tape[(c * kTileRows + lane() / kLanesPerRow) * kTileCols + k]) * to_float(x[c * kTileCols + k]);
+    for (i32 c = 0; c < chunks; ++c) {
+      for (i32 k = 0; k < kTileCols; ++k) {
+        const u32 byte = u32(((c * kTileRows + lane() / kLanesPerRow) * kTileCols + k) * sizeof(T));
+        sum += to_float(*reinterpret_cast<const T*>(walk_.granule() + walk_.offset(byte))) * to_float(x[c * kTileCols + k]);
+      }
+    }
+    walk_.skip(course(), kWarps);
     return sum;
   }
 
  private:
   u32 next_ = 0;
+  Walk walk_;
 };
 MONO_DEVICE Pump* pump_of(Pump&) { return nullptr; }
 

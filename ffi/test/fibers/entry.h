@@ -17,6 +17,7 @@ using Workspace = WarpWorkspace<T, arch::kWarps>;
 #include "kernel/simt/attend.h"
 #include "kernel/simt/norm.h"
 #include "kernel/simt/product.h"
+#include "kernel/simt/set_course.h"
 
 #include <sstream>
 #include <string>
@@ -53,7 +54,9 @@ void run_block_of(const Call& call, i32 launched) {
   std::vector<u64> near(sizes.near_bytes / 8 + 8, 0xa5a5a5a5a5a5a5a5ull);  // not zeros, as on a GPU
   void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(near.data()) + 63) / 64 * 64);
   arch::Fibers().run([&] {
+    set_course(call, block, first_head(call.request));
     BlockState<Weight> s(call, block, aligned, static_cast<char*>(call.scratch) + i64(block) * kFarBytes);
+    s.link.pump.start();
     run_block(s);
   });
 }

@@ -1,0 +1,75 @@
+"""Granules: tapes that take turns in memory, so that each lies in what belongs to its block's side of the device.
+
+Where they do is :class:`jax_mono.placement.Placement`'s to say.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jax_mono.plan import Plan, Stage
+
+Array = jax.Array
+
+
+def block_tape(plan: Plan, tapes: np.ndarray, block: int, layer: int | None) -> np.ndarray:
+    """A block's tape of one layer, or of the head.
+
+    Args:
+        plan: The plan.
+        tapes: One device's array of tapes: [R, num_layers, layer_words], or [R, head_words].
+        block: The block.
+        layer: Which layer; None for the head.
+
+    Returns:
+        [granules, words of a granule], a view.
+    """
+    whole = tapes.reshape(-1, plan.placement.granule_words)
+    length, period = tapes.shape[-1] // plan.placement.granule_words, len(plan.placement.pattern)
+    first = plan.placement.first_granule(block, tapes[0].size // plan.placement.granule_words)
+    first += (layer or 0) * length * period
+    return whole[first : first + (length - 1) * period + 1 : period]
+
+
+def store(tape: np.ndarray, offset: int, words: np.ndarray) -> None:
+    """Writes words at an offset of a tape from :func:`block_tape`."""
+    size = tape.shape[1]
+    first, skipped = divmod(offset, size)
+    head = min(len(words), -skipped % size)
+    if head:
+        tape[first, skipped : skipped + head] = words[:head]
+        first += 1
+    whole, tail = divmod(len(words) - head, size)
+    tape[first : first + whole] = words[head : len(words) - tail].reshape(whole, size)
+    if tail:
+        tape[first + whole, :tail] = words[len(words) - tail :]
+
+
+def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> tuple[Array, tuple[int, ...]]:
+    """Collects what interleaved tapes hold of a stage.
+
+    Args:
+        plan: The plan.
+        stage: The stage.
+        tape: One device's array of tapes: [R, num_layers, layer_words], or [R, head_words].
+        layer: Which layer, may be traced; None for the head.
+
+    Returns:
+        [B, words], and per block where in its row the stage starts.
+    """
+    placement = plan.placement
+    size, period = placement.granule_words, len(placement.pattern)
+    ends = [offset + run.count * stage.tile_words for offset, run in zip(stage.offsets, stage.shares, strict=True)]
+    starts = np.array([offset // size for offset in stage.offsets])
+    count = max(-(-end // size) - start for end, start in zip(ends, starts.tolist(), strict=True))
+    length = tape.shape[-1] // size
+    starts = np.minimum(starts, length - count)  # all alike long, and none beyond its tape
+    first = np.array([placement.first_granule(block, tape[0].size // size) for block in range(plan.num_blocks)])
+    granules = first[:, None] + (starts[:, None] + np.arange(count)) * period
+    if layer is not None:
+        granules = granules + jnp.asarray(layer) * (length * period)
+    rows = tape.reshape(-1, size)[granules].reshape(plan.num_blocks, count * size)
+    return rows, tuple(int(offset - start * size) for offset, start in zip(stage.offsets, starts, strict=True))
