@@ -22,6 +22,7 @@ from jax_mono.cut import plan_for
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
+from jax_mono.granules import check_alignment
 from jax_mono.models.source import OnTensor, WeightSource
 from jax_mono.packing import home, mesh_devices, pack
 from jax_mono.plan import Plan
@@ -159,6 +160,7 @@ class Decoder:
         gpus.check(device, dtype)
         plan = plan_for(source.config, device, devices=devices, blocks=blocks, mesh=mesh)
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
+        check_alignment(plan, [tapes.layers, tapes.head])
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
 
     @classmethod

@@ -5,6 +5,9 @@ Where they do is :class:`jax_mono.placement.Placement`'s to say.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +76,25 @@ def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None)
         granules = granules + jnp.asarray(layer) * (length * period)
     rows = tape.reshape(-1, size)[granules].reshape(plan.num_blocks, count * size)
     return rows, tuple(int(offset - start * size) for offset, start in zip(stage.offsets, starts, strict=True))
+
+
+def check_alignment(plan: Plan, arrays: Sequence[Array]) -> None:
+    """Warns if interleaved tapes start in the middle of a period: then they work, but their granules lie elsewhere.
+
+    Args:
+        plan: The plan.
+        arrays: The tapes, where they are.
+    """
+    if not plan.placement.interleaved:
+        return
+    bytes_of_period = plan.placement.granule_words * len(plan.placement.pattern) * arrays[0].dtype.itemsize
+    for array in arrays:
+        for shard in array.addressable_shards:
+            beyond = shard.data.unsafe_buffer_pointer() % bytes_of_period
+            if beyond:
+                warnings.warn(
+                    f"tapes on {shard.device} start {beyond} bytes beyond a multiple of {bytes_of_period}, so blocks "
+                    "do not read the memory on their own side; set XLA_PYTHON_CLIENT_ALLOCATOR=platform, with which "
+                    "arrays start on pages",
+                    stacklevel=2,
+                )

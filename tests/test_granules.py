@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tiny import random_params, tiny
 
 from jax_mono.config import ConfigError
 from jax_mono.draw import plan_text
-from jax_mono.granules import block_tape
+from jax_mono.granules import block_tape, check_alignment
 from jax_mono.models.presets import preset
 from jax_mono.models.source import ArraySource
 from jax_mono.packing import pack
@@ -120,6 +121,24 @@ def test_patterns_of_known_devices() -> None:
 def test_patterns_that_do_not_fit(topology: Topology | None, pattern: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(preset("laneformer-2b"), blocks=304, target=GPU, topology=topology, pattern=pattern)
+
+
+def test_tapes_that_start_within_a_period_are_noticed() -> None:
+    config = tiny("llama", num_layers=1)
+    topology = small(dies(4, 2), 1024)
+    plan, flat = (
+        make_plan(config, blocks=8, target=GPU, topology=topology, pattern=chosen) for chosen in ((0, 1), (0,))
+    )
+    room = np.zeros(1 << 16, np.uint8)
+    start = -room.ctypes.data % 2048
+    whole, beyond = (jax.device_put(room[start + skip :][:4096].view(np.uint16), may_alias=True) for skip in (0, 64))
+    assert beyond.unsafe_buffer_pointer() == room.ctypes.data + start + 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_alignment(plan, [whole])
+        check_alignment(flat, [beyond])
+    with pytest.warns(UserWarning, match=r"start 64 bytes beyond a multiple of 2048.*XLA_PYTHON_CLIENT_ALLOCATOR"):
+        check_alignment(plan, [whole, beyond])
 
 
 def test_a_plan_counts_what_lies_idle() -> None:
