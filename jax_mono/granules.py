@@ -5,6 +5,7 @@ Where they do is :class:`jax_mono.placement.Placement`'s to say.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -76,6 +77,30 @@ def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None)
         granules = granules + jnp.asarray(layer) * (length * period)
     rows = tape.reshape(-1, size)[granules].reshape(plan.num_blocks, count * size)
     return rows, tuple(int(offset - start * size) for offset, start in zip(stage.offsets, starts, strict=True))
+
+
+def interleave(plan: Plan, tapes: Array) -> Array:
+    """Puts tapes where a plan has them.
+
+    Args:
+        plan: The plan.
+        tapes: [D, B, ...], one block's after the other's.
+
+    Returns:
+        [D, R, ...], zero where no tape lies.
+    """
+    placement = plan.placement
+    if not placement.interleaved:
+        return tapes
+    size, period = placement.granule_words, len(placement.pattern)
+    length = math.prod(tapes.shape[2:]) // size
+    total = plan.num_blocks * length
+    source = np.full(placement.tape_rows * length, total, np.int32)
+    for block in range(plan.num_blocks):
+        first = placement.first_granule(block, length)
+        source[first : first + length * period : period] = np.arange(block * length, (block + 1) * length)
+    taken = tapes.reshape(-1, total, size).at[:, source].get(mode="fill", fill_value=0)
+    return taken.reshape(tapes.shape[0], placement.tape_rows, *tapes.shape[2:])
 
 
 def check_alignment(plan: Plan, arrays: Sequence[Array]) -> None:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from jax_mono.granules import interleave
 from jax_mono.models.random_source import RandomSource
 from jax_mono.models.source import weight_dtype
 from jax_mono.noise import noise
@@ -53,7 +54,10 @@ def random_tapes(plan: Plan, *, dtype: DTypeLike = jnp.bfloat16, mesh: Mesh | No
 
     def draw(table: np.ndarray, layers: int, number: int) -> Array:
         fields = [jax.device_put(np.ascontiguousarray(table[name]), cut) for name in _CHUNK.names or ()]
-        made = functools.partial(_draw_tapes, layers=layers, tile=(tile.rows, tile.cols), dtype=target.name)
+
+        def made(*drawn: Array) -> Array:
+            return interleave(plan, _draw_tapes(*drawn, layers=layers, tile=(tile.rows, tile.cols), dtype=target.name))
+
         return jax.jit(made, out_shardings=cut)(*fields, np.uint32(3 * seed + number))
 
     layers = draw(_chunks(plan, LAYER_STAGES, plan.layer_words), config.num_layers, 0)

@@ -23,6 +23,7 @@ from jax_mono.models.source import ArraySource
 from jax_mono.packing import pack
 from jax_mono.placement import MOST_IDLE, place
 from jax_mono.plan import GPU, Plan, make_plan
+from jax_mono.random_tapes import random_tapes
 from jax_mono.tape import unpack_matrix
 from jax_mono.topology import H200, MI300X, MI355X, Figure, Topology
 
@@ -73,6 +74,21 @@ def test_interleaved_tapes_hold_what_tapes_in_one_piece_hold(
             own = block_tape(plan, np.asarray(tapes.head[device]), block, None).reshape(-1)
             np.testing.assert_array_equal(own[: flat.head_words], np.asarray(whole.head)[device, block])
     assert_unpacks_to(plan, tapes, params)
+
+
+def test_random_tapes_lie_where_packed_ones_do() -> None:
+    config, topology = tiny("laneformer", num_layers=2), small(dies(4, 2), 1024)
+    plan, flat = (
+        make_plan(config, devices=2, blocks=8, target=GPU, topology=topology, pattern=chosen)
+        for chosen in ((0, 1, 1, 0), (0,))
+    )
+    tapes, whole = random_tapes(plan, seed=5), random_tapes(flat, seed=5)
+    packed = pack(plan, ArraySource(config, random_params(config, dtype=jnp.bfloat16)), dtype=jnp.bfloat16)
+    for name in ("layers", "head"):
+        made, placed = np.asarray(getattr(tapes, name)), np.asarray(getattr(packed, name))
+        assert made.shape == placed.shape and made.dtype == placed.dtype
+        assert not made[placed == 0].any(), "where packing pads, nothing is drawn"
+        assert made.any() and getattr(whole, name).dtype == made.dtype
 
 
 def test_a_traced_layer() -> None:
