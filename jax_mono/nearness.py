@@ -32,18 +32,26 @@ def attention_nearness(plan: Plan) -> Nearness:
     dies = np.array([placement.die_of(block) for block in range(plan.num_blocks)])
     sides = np.array([placement.side_of(block) for block in range(plan.num_blocks)])
     words = same_die = same_side = 0.0
-    for device, share in enumerate(plan.devices):
+    for device in range(plan.num_devices):
         written_by = np.empty(exchange(plan, device).channels["qkv"].words, np.int64)
         for _, block, run in writers(plan, device, "qkv"):
             written_by[run] = block
-        flow = Flow(plan, device)
-        for block, items in enumerate(share.attention):
-            for item in range(items.first, items.stop):
-                queries, all_rows = (flow.head_words(item // splits, owner) for owner in (False, True))
-                weight = np.full(len(all_rows), 1 / splits)  # keys and values: one split holds the position
-                weight[np.isin(all_rows, queries)] = 1
-                writing = written_by[all_rows]
-                words += weight.sum()
-                same_die += weight[dies[writing] == dies[block]].sum()
-                same_side += weight[sides[writing] == sides[block]].sum()
+        flow, homes = Flow(plan, device), _homes(plan, device)
+        for head, readers in homes.items():
+            queries, all_rows = (flow.head_words(head, owner) for owner in (False, True))
+            weight = np.full(len(all_rows), 1 / splits)  # keys and values: one split holds the position
+            weight[np.isin(all_rows, queries)] = 1
+            writing = written_by[all_rows]
+            words += weight.sum() * len(readers)
+            same_die += sum(weight[dies[writing] == dies[block]].sum() for block in readers)
+            same_side += sum(weight[sides[writing] == sides[block]].sum() for block in readers)
     return Nearness(words, same_die / words if words else 1.0, same_side / words if words else 1.0)
+
+
+def _homes(plan: Plan, device: int) -> dict[int, list[int]]:
+    """Per KV head of a device, the block of each of its splits."""
+    homes: dict[int, list[int]] = {}
+    for block, items in enumerate(plan.devices[device].attention):
+        for item in range(items.first, items.stop):
+            homes.setdefault(item // plan.kv_splits, []).append(block)
+    return homes

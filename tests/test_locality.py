@@ -20,7 +20,6 @@ from jax_mono.topology import MI300X
 FRACTIONS = {  # on 1, 2, 4 and 8 devices: of what attention reads, from the own die and from the own side
     "laneformer-2b": ((1, 1), (1, 1), (1 / 2, 1), (1 / 2, 1)),
     "llama-2-7b": ((1, 1), (1, 1), (1, 1), (1 / 2, 1)),
-    "llama-3.2-1b": ((1, 1), (1 / 2, 1), (1 / 4, 1 / 2), (1 / 8, 1 / 4)),
     "qwen2.5-coder-7b": ((1 / 2, 1), (1 / 4, 1 / 2), (1 / 8, 1 / 4), (1 / 8, 1 / 4)),
     "smollm2-1.7b": ((0.97, 0.98), (1, 1), (1, 1), (1 / 2, 1)),  # on one, runs of rows do not quite fit
 }

@@ -23,10 +23,8 @@ THREE_DIES = dataclasses.replace(MI300X, name="three dies", dies=THREE, units_pe
 ROUND_ROBIN = "0,1,2"
 PLACES = {
     "round robin": ROUND_ROBIN,
-    "in order": "0,0,1,1,2,2",
     "backwards": "2,2,1,1,0,0",
-    "crowded": "0,0,0,0,1,2",
-    "crowded twice": "2,1,2,1,1,2",
+    "crowded": "2,1,2,1,1,2",
     "all on one": "1",
     "a die that the plan does not know": "3,4,2",
 }
@@ -86,7 +84,6 @@ def test_a_block_that_never_starts_ends_the_call(fibers: Device, monkeypatch: py
 @pytest.mark.parametrize(
     ("family", "dtype", "granule_bytes", "pattern"),
     [
-        ("llama", jnp.bfloat16, 512, (0, 1)),
         ("qwen3", jnp.float16, 2048, (0, 0, 1, 1)),
         ("laneformer", jnp.bfloat16, 4096, (1, 0, 0, 1)),
     ],
