@@ -18,7 +18,7 @@ from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.topology import MI300X
 
 FRACTIONS = {  # on 1, 2, 4 and 8 devices: of what attention reads, from the own die and from the own side
-    "laneformer-2b": ((1, 1), (1, 1), (1 / 2, 1), (1 / 2, 1)),
+    "laneformer-2b": ((1, 1), (1, 1), (1 / 2, 1), (1 / 4, 1 / 2)),
     "llama-2-7b": ((1, 1), (1, 1), (1, 1), (1 / 2, 1)),
     "qwen2.5-coder-7b": ((1 / 2, 1), (1 / 4, 1 / 2), (1 / 8, 1 / 4), (1 / 8, 1 / 4)),
     "smollm2-1.7b": ((0.97, 0.98), (1, 1), (1, 1), (1 / 2, 1)),  # on one, runs of rows do not quite fit
@@ -36,6 +36,14 @@ def test_heads_stay_on_as_few_dies_as_they_can(model: str) -> None:
     for devices, (die, side) in zip((1, 2, 4, 8), FRACTIONS[model], strict=True):
         near = attention_nearness(mi300x_plan(model, devices))
         assert near.die >= die - 1e-9 and near.side >= side - 1e-9, devices
+
+
+def test_a_head_has_no_more_dies_than_chunks_of_positions_need() -> None:
+    config = preset("laneformer-2b").replace(max_position_embeddings=60 * GPU.kv_chunk)
+    plan = make_plan(config, devices=8, blocks=304, target=GPU, topology=MI300X)
+    assert plan.kv_splits == 76 and mi300x_plan("laneformer-2b", 8).kv_splits == 152
+    near = attention_nearness(plan)
+    assert (near.die, near.side) == pytest.approx((1 / 2, 1))
 
 
 def test_without_a_topology_rows_come_from_everywhere() -> None:
@@ -75,7 +83,7 @@ def test_no_block_multiplies_more_rows_than_it_must(plan: Plan) -> None:
 
 
 def test_a_plan_says_so() -> None:
-    lines = plan_text(mi300x_plan("laneformer-2b", 8)).splitlines()
+    lines = plan_text(mi300x_plan("laneformer-2b", 4)).splitlines()
     (line,) = (line for line in lines if line.startswith("dies "))
     assert line == (
         "dies               8 of 38 blocks on 4 sides; attention reads 50% of its rows from its die, 100% from its side"
