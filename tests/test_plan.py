@@ -99,9 +99,12 @@ def test_blocks_differ_by_one_step_at_most(plan: Plan) -> None:
     Either way two blocks differ by one step of what was dealt out last or before, whichever is larger. A share of 34
     steps is therefore within 3 % of the average, whatever the model; a share of a few steps cannot be.
     """
-    for device in range(plan.num_devices):
-        load = loads(plan, device)
-        assert load.max() - load.min() <= coarsest(plan, device)
+    for device, share in enumerate(plan.devices):
+        load, step = loads(plan, device), coarsest(plan, device)
+        if len(plan.placement.roles) > 1:  # rows of a head stay with the head, whoever carries least
+            qkv = share.stages["qkv"]
+            step += plan.config.num_layers * qkv.tile_words * max(run.count for run in qkv.shares)
+        assert load.max() - load.min() <= step
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen2.5-coder-0.5b", "qwen3-0.6b", "smollm2-135m", "laneformer-2b"])

@@ -37,10 +37,15 @@ class Walk {
     }
     const Course::Run& run = c.runs[stage_];
     bytes_ = uniform(run.bytes);
-    const u32 in_tape = uniform(run.start) + u32(index_) * bytes_;
-    within_ = Shape::period == 1 ? 0 : in_tape % kGranuleBytes;
-    at_ = stage_ == kHead ? uniform(c.head) : uniform(c.layers) + u64(layer_) * (Shape::layer_words * 2 * Shape::period);
-    at_ += u64(in_tape - within_) * Shape::period;
+    const u64 tape = stage_ == kHead ? uniform(c.head) : uniform(c.layers);
+    const u64 layer = stage_ == kHead ? 0 : u64(layer_) * (Shape::layer_words * 2 * Shape::period);
+    if constexpr (Shape::period == 1) {
+      at_ = tape + uniform(run.start) + layer + u64(index_) * bytes_;
+    } else {
+      const u32 in_tape = uniform(run.start) + u32(index_) * bytes_;
+      within_ = in_tape % kGranuleBytes;
+      at_ = tape + u64(in_tape - within_) * Shape::period + layer;
+    }
   }
 
   // The granule in which the piece starts; if tapes are in one piece, the piece itself.
