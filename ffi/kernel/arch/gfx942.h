@@ -305,7 +305,7 @@ class Pump {
   MONO_DEVICE static u32 wave() { return uniform(u32(warp())); }
   // Nothing beyond the piece's end is read: later bytes of the tape have higher addresses.
   MONO_DEVICE __amdgpu_buffer_rsrc_t next_piece() const {
-    return buffer(uniform(walk_.granule()), uniform(walk_.offset(walk_.bytes() - 1) + 1));
+    return buffer(uniform(walk_.granule()), uniform(walk_.offset(walk_.bytes(course()) - 1) + 1));
   }
   // Into the registers of what was there, which nothing may need any more: a copy would wait for the load.
   MONO_DEVICE void take(i32 q, __amdgpu_buffer_rsrc_t from, i32 lane) {

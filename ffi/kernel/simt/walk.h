@@ -36,13 +36,13 @@ class Walk {
       count = i32(uniform(u32(c.runs[stage_].count)));
     }
     const Course::Run& run = c.runs[stage_];
-    bytes_ = uniform(run.bytes);
+    const u32 bytes = uniform(run.bytes);
     const u64 tape = stage_ == kHead ? uniform(c.head) : uniform(c.layers);
     const u64 layer = stage_ == kHead ? 0 : u64(layer_) * (Shape::layer_words * 2 * Shape::period);
     if constexpr (Shape::period == 1) {
-      at_ = tape + uniform(run.start) + layer + u64(index_) * bytes_;
+      at_ = tape + uniform(run.start) + layer + u64(index_) * bytes;
     } else {
-      const u32 in_tape = uniform(run.start) + u32(index_) * bytes_;
+      const u32 in_tape = uniform(run.start) + u32(index_) * bytes;
       within_ = in_tape % kGranuleBytes;
       at_ = tape + u64(in_tape - within_) * Shape::period + layer;
     }
@@ -52,12 +52,12 @@ class Walk {
   MONO_DEVICE u64 granule() const { return at_; }
   // From there, where a byte of the piece lies: the piece goes on in the same granule of the following periods.
   MONO_DEVICE u32 offset(u32 byte) const { return in_granules(within_ + byte, kGranuleBytes, u32(Shape::period)); }
-  MONO_DEVICE u32 bytes() const { return bytes_; }  // of the piece
+  MONO_DEVICE u32 bytes(const Course& c) const { return uniform(c.runs[stage_].bytes); }  // of the piece
 
  private:
   i32 index_ = 0, stage_ = 0, layer_ = 0, fed_ = 0;
   u64 at_ = 0;
-  u32 within_ = 0, bytes_ = 0;
+  u32 within_ = 0;
 };
 
 }  // namespace mono::MONO_VARIANT::arch
