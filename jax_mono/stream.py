@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,6 +84,7 @@ class TokenStream(Iterator[Token], Generic[Result]):
     def __init__(self, launch: Callable[[int], Result], capacity: int, deadline: float | None = None) -> None:
         self._session = native.Session(capacity, deadline)
         self._ready: deque[Token] = deque()
+        self._batched = -math.inf  # when the last batch was taken
         self._call = _Call(launch, self._session)
 
     def __next__(self) -> Token:
@@ -104,12 +107,18 @@ class TokenStream(Iterator[Token], Generic[Result]):
             raise
         return self._ready.popleft()
 
-    def batch(self) -> list[Token]:
+    def batch(self, spacing: float = 0.0) -> list[Token]:
         """Waits for new tokens and returns all that are ready, at least one; none once the call has ended.
+
+        Args:
+            spacing: Seconds between two batches at least, while the call is running. Every look for tokens takes time
+                from a processor that may be decoding.
 
         Raises:
             jax.errors.JaxRuntimeError: The call has failed.
         """
+        if (early := self._batched + spacing - time.monotonic()) > 0:
+            self._call.done.wait(early)
         try:
             first = next(self)
         except StopIteration:
@@ -117,6 +126,7 @@ class TokenStream(Iterator[Token], Generic[Result]):
         self._take(0)
         tokens = [first, *self._ready]
         self._ready.clear()
+        self._batched = time.monotonic()
         return tokens
 
     def _take(self, milliseconds: int) -> None:

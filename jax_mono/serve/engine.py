@@ -19,6 +19,10 @@ from jax_mono.tokenizer import Tokenizer
 PREFILL_SLICE = 256
 """Prompt tokens that are computed before somebody looks whether they are still wanted."""
 
+EVENT_SPACING = 0.025
+"""Seconds between two looks for tokens: events follow each other faster than eyes do, and a look takes its time from a
+processor that decodes."""
+
 TOP_SIZES = (0, 5, 20)
 """Numbers of alternatives that programs are compiled for."""
 
@@ -168,7 +172,7 @@ class Engine:
             padded=True,
         ) as stream:
             ticket.attach(stream)
-            while tokens := stream.batch():
+            while tokens := stream.batch(EVENT_SPACING):
                 now = time.monotonic()
                 if last is None:
                     first = now
@@ -210,7 +214,7 @@ class Engine:
         ) as stream:
             ticket.attach(stream)
             scored = 0
-            while tokens := stream.batch():
+            while tokens := stream.batch(EVENT_SPACING):
                 scored += len(tokens)
             ticket.attach(None)
             scores = stream.result()

@@ -80,6 +80,17 @@ def test_tokens_arrive_while_the_call_runs(busy: Decoder) -> None:
     assert len(tokens.result().tokens) < LONG / 2
 
 
+def test_batches_leave_time_between_them(busy: Decoder) -> None:
+    batches, moments = [], []
+    with busy.stream(PROMPT, max_new_tokens=300, stop=[]) as running:
+        while tokens := running.batch(0.05):
+            batches.append(tokens)
+            moments.append(time.monotonic())
+        assert [token.id for batch in batches for token in batch] == running.result().tokens
+    assert len(batches) < 150
+    assert (np.diff(moments)[:-1] > 0.049).all()  # the last one does not wait when the call has ended
+
+
 def test_the_stream_yields_what_the_call_returns(quick: Decoder) -> None:
     options = {"max_new_tokens": 16, "sampling": Sampling(temperature=1.0), "seed": 3}
     with quick.stream(PROMPT, **options) as tokens:

@@ -42,7 +42,10 @@ class Stream:
         self._deadline = None if deadline is None else self._started + deadline
         self.finish = Finish.LENGTH
 
-    def batch(self) -> list[Token]:
+    def batch(self, spacing: float = 0.0) -> list[Token]:
+        left = (len(self._tokens) - self._read) / self._rate
+        if self._read and left > 0:
+            self._cancelled.wait(min(spacing, left))
         while self._read < len(self._tokens) and not self._cancelled.is_set():
             now = time.monotonic()
             if self._deadline is not None and now > self._deadline:
