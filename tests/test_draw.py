@@ -50,7 +50,7 @@ def test_text_of_a_gpu_plan() -> None:
     plan = make_plan(preset("laneformer-2b"), devices=8, blocks=132, target=GPU)
     text, words = plan_text(plan), handoffs(plan)
     assert "in words of 16 bytes" in text
-    assert "66 blocks share a KV head's positions, 64 at a time in turn" in text
+    assert f"66 blocks share a KV head's positions, {GPU.kv_chunk} at a time in turn" in text
     assert words.attention == 4 * 66 * 33  # query heads x parts x (maximum and sum, output of 96)
     assert words.residual == 132 * 8 and words.peers == 7 * words.residual
     assert words.local < handoffs(make_plan(plan.config, devices=8, blocks=132)).local / 2
