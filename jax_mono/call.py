@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from jax_mono import native, settings
 from jax_mono.plan import Plan
@@ -90,6 +91,35 @@ class CallRequest:
     stops: Array
     history: Array
     forced: Array
+
+    @classmethod
+    def unsampled(
+        cls, forced: ArrayLike, *, count: ArrayLike, budget: ArrayLike, session: ArrayLike = 0
+    ) -> CallRequest:
+        """A request that leaves nothing to sampling: it scores given tokens, or only passes tapes.
+
+        Args:
+            forced: int32 [any], the tokens.
+            count: Of them, the others are padding.
+            budget: Steps at most.
+            session: See :class:`CallRequest`.
+        """
+        nothing = jnp.full((1,), -1, jnp.int32)
+        return cls(
+            position=jnp.int32(0),
+            num_forced=jnp.asarray(count, jnp.int32),
+            budget=jnp.asarray(budget, jnp.int32),
+            session=jnp.asarray(session, jnp.int32),
+            seed=jnp.zeros((2,), jnp.uint32),
+            temperature=jnp.float32(0.0),
+            top_k=jnp.int32(0),
+            top_p=jnp.float32(1.0),
+            min_p=jnp.float32(0.0),
+            repetition_penalty=jnp.float32(1.0),
+            stops=nothing,
+            history=nothing,
+            forced=jnp.asarray(forced, jnp.int32),
+        )
 
     def words(self) -> tuple[Array, Array]:
         """The scalar operands in the order of ``IntWord`` and ``FloatWord`` in ffi/host/handlers.cc."""

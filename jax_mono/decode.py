@@ -234,22 +234,7 @@ def score(
     room = tokens.shape[0]
     count = jnp.asarray(room if length is None else length, jnp.int32)
     rope = jnp.asarray(rope_table(plan.config, room))
-    nothing = jnp.full((1,), -1, jnp.int32)
-    request = CallRequest(
-        position=jnp.int32(0),
-        num_forced=count,
-        budget=count,
-        session=jnp.asarray(session, jnp.int32),
-        seed=jnp.zeros((2,), jnp.uint32),
-        temperature=jnp.float32(0.0),
-        top_k=jnp.int32(0),
-        top_p=jnp.float32(1.0),
-        min_p=jnp.float32(0.0),
-        repetition_penalty=jnp.float32(1.0),
-        stops=nothing,
-        history=nothing,
-        forced=jnp.asarray(tokens, jnp.int32),
-    )
+    request = CallRequest.unsampled(tokens, count=count, budget=count, session=session)
     result = resident_call(
         plan,
         tapes,

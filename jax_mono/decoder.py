@@ -118,6 +118,7 @@ class Decoder:
             raise ValueError(f"context is {context}, must be between 1 and the model's {longest}")
         if mesh is not None:
             mesh_devices(mesh, plan.num_devices)
+        check_alignment(plan, [tapes.layers, tapes.head])
         self.plan, self.tapes, self.context, self.tokenizer, self.mesh = plan, tapes, context, tokenizer, mesh
 
     @classmethod
@@ -160,7 +161,6 @@ class Decoder:
         gpus.check(device, dtype)
         plan = plan_for(source.config, device, devices=devices, blocks=blocks, mesh=mesh)
         tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
-        check_alignment(plan, [tapes.layers, tapes.head])
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
 
     @classmethod

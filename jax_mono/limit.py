@@ -68,22 +68,7 @@ def read_bandwidth(plan: Plan, tapes: Tapes, repeats: int = 5) -> dict[int, floa
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"))
 def _pass_tapes(plan: Plan, tapes: Tapes, passes: ArrayLike, *, mesh: Mesh | None) -> Array:
-    nothing = jnp.full((1,), -1, jnp.int32)
-    request = CallRequest(
-        position=jnp.int32(0),
-        num_forced=jnp.int32(1),
-        budget=jnp.asarray(passes, jnp.int32),
-        session=jnp.int32(0),
-        seed=jnp.zeros((2,), jnp.uint32),
-        temperature=jnp.float32(0.0),
-        top_k=jnp.int32(0),
-        top_p=jnp.float32(1.0),
-        min_p=jnp.float32(0.0),
-        repetition_penalty=jnp.float32(1.0),
-        stops=nothing,
-        history=nothing,
-        forced=jnp.zeros((1,), jnp.int32),
-    )
+    request = CallRequest.unsampled(jnp.zeros((1,), jnp.int32), count=1, budget=passes)
     rope = jnp.asarray(rope_table(plan.config, _LONG))
     return resident_call(plan, tapes, rope, None, request, mode=Mode.STREAM, room=_LONG, mesh=mesh).status
 

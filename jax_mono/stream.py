@@ -117,12 +117,14 @@ class TokenStream(Iterator[Token], Generic[Result]):
         Raises:
             jax.errors.JaxRuntimeError: The call has failed.
         """
-        if (early := self._batched + spacing - time.monotonic()) > 0:
-            self._call.done.wait(early)
         try:
+            self._call.done.wait(max(0.0, self._batched + spacing - time.monotonic()))
             first = next(self)
         except StopIteration:
             return []
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
         self._take(0)
         tokens = [first, *self._ready]
         self._ready.clear()

@@ -24,7 +24,6 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from typing import Any
 from peers.work import Missing, Peer, Work
 
 from jax_mono.cli import models, options
+from jax_mono.processes import end_session
 
 PEERS = {
     "kernel": "peers.kernel:Kernel",
@@ -160,9 +160,7 @@ def in_a_process(name: str, arguments: argparse.Namespace, argv: list[str]) -> d
     except subprocess.TimeoutExpired:
         return {"peer": name, "failed": f"no result within {arguments.deadline:g} s; raise --deadline"}
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        end_session(child)
     if child.returncode != 0 or not out.strip():
         last = [line for line in err.strip().splitlines() if line.strip()][-6:]
         return {"peer": name, "failed": " | ".join(last) or f"ended with {child.returncode} and said nothing"}

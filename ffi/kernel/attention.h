@@ -108,7 +108,7 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 head, bool owner) {
     if (part == 1 && w >= key_words) w -= key_words, part = 2;
     return range(part);
   };
-  s.link.template read<1>(
+  s.link.template read<1>(  // seldom more words than threads
       query_words + (owner ? key_words + range(2).words : 0), kQkvRows, layer,
       [&](i32 w) {
         const RowWords range = place(w);
@@ -188,7 +188,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     return from + ((i64(query / group) * h.kv_splits + split) * group + query % group) * words;
   };
   float* joins = s.scratch.work.joins;  // [queries, kv_splits, 2]
-  s.link.template read<1>(
+  s.link.template read<1>(  // likewise
       queries * h.kv_splits * kPartHead, kAttentionParts, layer,
       [&](i32 i) -> const arch::Word* {
         const i32 item = i / kPartHead, query = item / h.kv_splits, k = item - query * h.kv_splits;

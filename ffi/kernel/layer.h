@@ -184,6 +184,7 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
   const i32 run = s.header.activation_run, width = s.device.stages[kDown].width;
   const i32 neurons = s.device.neurons.count / s.lanes(), per_lane = s.device.stages[kUp].tiles_per_lane * half;
   const arch::Word* from = s.own_words(s.device.channels.activation, layer);
+  // Two at once: the code for more of them takes longer to fetch than the words that it would save a trip.
   s.link.template read<2>(
       s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },
       [&](i32 i, const arch::Word& word) {

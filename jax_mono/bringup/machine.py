@@ -59,7 +59,7 @@ def from_record(record: dict[str, Any]) -> Machine:
     return Machine(**(record | {"gpus": tuple(record["gpus"])}))
 
 
-def topology_of(architecture: str, name: str) -> str:
+def closest_topology(architecture: str, name: str) -> str:
     """The topology that describes a GPU: the one that its name holds, or the first of its architecture."""
     same = [topology.name for topology in TOPOLOGIES.values() if topology.architecture == architecture]
     named = [known for known in same if known in name.lower().replace(" ", "")]
@@ -77,7 +77,7 @@ def look() -> Machine:
         if found:
             first = found[0]
             names = tuple(gpu.name for gpu in found)
-            return Machine(name, names, first.architecture, topology_of(first.architecture, first.name))
+            return Machine(name, names, first.architecture, closest_topology(first.architecture, first.name))
     return Machine("cpu")
 
 

@@ -60,18 +60,11 @@ class Flags(Step):
             times[i, j] = made.nanoseconds
         same = np.eye(len(places), dtype=bool)
         figures = []
-        assumed, origin = _assumed_hand_off(machine)
         several = machine.described.dies.whole > 1
         parts = {"word within a die": times[same], "word between dies": times[~same]} if several else {"word": times}
         for name, part in parts.items():
             if not np.isnan(part).all():
-                figures.append(
-                    Figure(
-                        name=f"{name}, median", value=float(np.nanmedian(part)), unit="ns", assumed=assumed,
-                        origin=origin, tolerance=0.25, better="lower",
-                    )
-                )  # fmt: skip
-                figures.append(Figure(name=f"{name}, longest", value=float(np.nanmax(part)), unit="ns"))
+                figures += _hand_off_figures(name, part, *_assumed_hand_off(machine))
         if several:
             expected = machine.described.dies.value
             figures.append(Figure(name="dies that blocks ran on", value=len(places), unit="dies", assumed=expected,
@@ -99,15 +92,7 @@ class Peers(Step):
         for writer, reader in itertools.combinations(range(gpus), 2):
             made = probes.hand_off(machine.platform, blocks=1, first=0, second=0, writer=writer, reader=reader)
             times[writer, reader] = times[reader, writer] = made.nanoseconds
-        assumed, origin = _assumed_hand_off(machine, across=True)
-        pairs = times[~np.isnan(times)]
-        figures = [
-            Figure(
-                name="word between GPUs, median", value=float(np.median(pairs)), unit="ns", assumed=assumed,
-                origin=origin, tolerance=0.25, better="lower",
-            ),
-            Figure(name="word between GPUs, longest", value=float(pairs.max()), unit="ns"),
-        ]  # fmt: skip
+        figures = _hand_off_figures("word between GPUs", times, *_assumed_hand_off(machine, across=True))
         return Findings(figures, {"matrices": {"peers": _matrix("Word from GPU to GPU", "GPU", times)}})
 
 
@@ -245,6 +230,17 @@ def _assumed_hand_off(machine: Machine, *, across: bool = False) -> tuple[float 
     stored = known.peer_ns if across else known.store_ns
     # A look begins half a trip too late on average.
     return stored.value + 1.5 * known.trip_ns.value, f"jax_mono.simulate.timing, {stored.origin}: {stored.note}"
+
+
+def _hand_off_figures(name: str, times: np.ndarray, assumed: float | None, origin: str) -> list[Figure]:
+    """Of times in nanoseconds; nan where none was measured."""
+    return [
+        Figure(
+            name=f"{name}, median", value=float(np.nanmedian(times)), unit="ns", assumed=assumed, origin=origin,
+            tolerance=0.25, better="lower",
+        ),
+        Figure(name=f"{name}, longest", value=float(np.nanmax(times)), unit="ns"),
+    ]  # fmt: skip
 
 
 def _granule(found: PageMap) -> float:

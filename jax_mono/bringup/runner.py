@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jax_mono.bringup.step import TOY_SECONDS, Context, Outcome, Step, outcome_from
+from jax_mono.cli.console import plain
+from jax_mono.processes import end_session
 
 _TAIL = 5
 """Lines of a log that a report quotes."""
-
-_GRACE_S = 10.0
-"""A killed process that is still there after this is left behind: it waits for a driver that does not answer."""
 
 
 def write_outcome(out: Path, outcome: Outcome) -> None:
@@ -29,7 +25,7 @@ def write_outcome(out: Path, outcome: Outcome) -> None:
     path = out / "steps" / f"{outcome.step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(_plain(outcome.record()), indent=1, allow_nan=False))
+    fresh.write_text(json.dumps(plain(outcome.record()), indent=1, allow_nan=False))
     fresh.replace(path)
 
 
@@ -95,7 +91,7 @@ def _run(step: Step, context: Context, seconds: float) -> Outcome:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _end(process)
+            end_session(process)
     took = time.monotonic() - started
     if result.is_file():
         return replace(outcome_from(json.loads(result.read_text())), seconds=took)
@@ -112,22 +108,6 @@ def _environment(context: Context) -> dict[str, str]:
     return {**os.environ, **changed}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE_S)
-
-
 def _last_lines(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return "its log ends with: " + " | ".join(lines[-_TAIL:]) if lines else "it wrote nothing"
-
-
-def _plain(value: Any) -> Any:
-    """The same without numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,14 +23,15 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 def print_json(record: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Prints one JSON object to stdout; numbers that JSON does not know become null."""
-    print(json.dumps(_plain(record), indent=indent, ensure_ascii=False, allow_nan=False), flush=True)
+    print(json.dumps(plain(record), indent=indent, ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same, with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from jax_mono.processes import end_session
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _MiB = 1 << 20
@@ -113,7 +113,7 @@ def run(request: dict[str, Any], limits: Limits) -> Verdict:
             message = json.dumps(request | about).encode()
             text, in_time = _converse(process, message, answer, first, limits.seconds)
         finally:
-            _end(process)
+            end_session(process)  # also what an unconfined sample has started
     return _verdict(text, nonce, in_time, time.perf_counter() - started)
 
 
@@ -141,12 +141,6 @@ def _converse(
             ends = now + max(seconds, _PATIENCE * (now - started))
         text += part
     return text, False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # also what an unconfined sample has started
-    process.wait()
 
 
 def _verdict(text: bytes, nonce: str, in_time: bool, seconds: float) -> Verdict:

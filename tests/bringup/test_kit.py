@@ -11,7 +11,7 @@ import pytest
 from bringup import odd_steps
 
 from jax_mono.bringup import kit
-from jax_mono.bringup.machine import Machine, environment, topology_of
+from jax_mono.bringup.machine import Machine, closest_topology, environment
 from jax_mono.bringup.report import is_clean
 from jax_mono.bringup.step import Outcome
 from jax_mono.bringup.steps import summary
@@ -123,12 +123,12 @@ def test_the_command_names_its_steps(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_machines_find_their_topology() -> None:
-    assert topology_of("gfx942", "AMD Instinct MI300X") == "mi300x"
-    assert topology_of("gfx942", "AMD Instinct MI325X OAM") == "mi325x"
-    assert topology_of("gfx942", "AMD Radeon Graphics") == "mi300x"
-    assert topology_of("sm_90a", "NVIDIA H200") == "h200"
-    assert topology_of("sm_90a", "NVIDIA H100 80GB HBM3") == "h100"
-    assert topology_of("sm_80", "NVIDIA A100") == "host"
+    assert closest_topology("gfx942", "AMD Instinct MI300X") == "mi300x"
+    assert closest_topology("gfx942", "AMD Instinct MI325X OAM") == "mi325x"
+    assert closest_topology("gfx942", "AMD Radeon Graphics") == "mi300x"
+    assert closest_topology("sm_90a", "NVIDIA H200") == "h200"
+    assert closest_topology("sm_90a", "NVIDIA H100 80GB HBM3") == "h100"
+    assert closest_topology("sm_80", "NVIDIA A100") == "host"
     assert Machine("cpu").described.units == 2
 
 
