@@ -177,6 +177,16 @@ MONO_DEVICE bool try_wait(u64* barrier, u32 parity) {
       : "memory");
   return done;
 }
+// The same without waiting.
+MONO_DEVICE bool has_ended(u64* barrier, u32 parity) {
+  int done;
+  asm volatile(
+      "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n selp.s32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done;
+}
 
 // A stage warp's end of the ring. Slot and warp of the n-th piece are n mod kSlots and n mod kWarps. A slot is filled again only
 // when the warp of its last piece is done with it, so the parity of its barrier is never two passes ahead of a warp that waits.
@@ -250,7 +260,12 @@ MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
 MONO_DEVICE Pump* pump_of(Pump&) { return nullptr; }
 
 // One of kFeeders threads that fill the ring, each with every kFeeders-th piece; kSlots is a multiple of kFeeders.
+//
+// When the ring is full, the first of them fetches what comes next into the second-level cache, so that memory stays busy
+// a while longer. Only then: what passes through that cache although nobody waits costs more than it saves.
 constexpr int kFeeders = 2;
+constexpr i64 kAheadBytes = 60 * i64(kSlotBytes);  // of all blocks together it must fit into the second-level cache
+constexpr i64 kAheadClocks = 340;                   // between two fetches of kSlotBytes: one block's share of the memory's rate
 class Feed {
  public:
   MONO_DEVICE Feed(int feeder, const volatile i32* stop) : stop_(stop), own_(u32(feeder)), feeder_(u32(feeder)) {
@@ -258,11 +273,11 @@ class Feed {
   }
 
   // Copies the next `count` pieces of `bytes` bytes, as soon as their slots are free and few enough copies are under way;
-  // returns false when told to stop.
-  MONO_DEVICE bool copy(const char* from, u32 bytes, i32 count) {
+  // returns false when told to stop. The tape goes on behind them, up to `end`.
+  MONO_DEVICE bool copy(const char* from, u32 bytes, i32 count, const char* end) {
     MONO_ROLLED
     for (; own_ < next_ + u32(count); own_ += kFeeders)
-      if (!copy_one(from + u64(own_ - next_) * bytes, bytes)) return false;
+      if (!copy_one(from + u64(own_ - next_) * bytes, bytes, end)) return false;
     next_ += u32(count);
     return true;
   }
@@ -281,10 +296,28 @@ class Feed {
       if (*stop_) return false;
     return true;
   }
-  MONO_DEVICE bool copy_one(const char* from, u32 bytes) {
+  // Waits for room in the ring.
+  MONO_DEVICE bool wait_for_slot(u64* barrier, u32 pass, const char* from, const char* end) {
+    i64 due = clock64();
+    while (!has_ended(barrier, pass & 1)) {
+      if (*stop_) return false;
+      if (feeder_ != 0 || clock64() < due) continue;
+      due = clock64() + kAheadClocks;
+      fetch(from, end);
+    }
+    return true;
+  }
+  // Fetches the next bytes behind those that were fetched before, if these are not too far ahead of `from` already.
+  MONO_DEVICE void fetch(const char* from, const char* end) {
+    if (fetched_ < from || fetched_ > from + kAheadBytes + kSlotBytes) fetched_ = from;
+    if (fetched_ >= from + kAheadBytes || fetched_ + kSlotBytes > end) return;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(fetched_), "r"(kSlotBytes) : "memory");
+    fetched_ += kSlotBytes;
+  }
+  MONO_DEVICE bool copy_one(const char* from, u32 bytes, const char* end) {
     Ring& r = ring();
     const u32 slot = own_ % kSlots, pass = own_ / kSlots;
-    if (pass && !wait(&r.empty[slot], pass - 1)) return false;
+    if (pass && !wait_for_slot(&r.empty[slot], pass - 1, from, end)) return false;
     if (own_ >= kCopiesInFlight) {
       const u32 earlier = own_ - kCopiesInFlight;
       if (!wait(&r.full[earlier % kSlots], earlier / kSlots)) return false;
@@ -302,6 +335,7 @@ class Feed {
   const volatile i32* stop_;
   u32 next_ = 0, own_, feeder_;  // pieces before the run at hand; the next of this thread's; its first
   u64 policy_;
+  const char* fetched_ = nullptr;  // up to here
 };
 
 }  // namespace mono::MONO_VARIANT::arch
