@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
+from jax_mono import fused_attention
 from jax_mono.call import CallRequest, LostHandoff, Mode, resident_call
+from jax_mono.models import layers as reference
 from jax_mono.models.rope import rope_table
 from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS, prefill_chunk
@@ -26,6 +28,10 @@ Array = jax.Array
 
 PREFILL_CHUNK = 128
 """Prompt tokens that the Flax layers take at once; bounds the memory of attention scores."""
+
+FUSED_PREFILL_CHUNK = 2048
+"""The same where attention keeps its scores on the chip (:mod:`jax_mono.fused_attention`): every chunk unpacks all
+matrices once more."""
 
 SHORT_PROMPT = 20
 """So many new tokens at most are fed through the resident program itself. The Flax layers first unpack every matrix,
@@ -165,7 +171,7 @@ def generate(
     end = cache.end + count
 
     start = jnp.where(end - cache.fed <= SHORT_PROMPT, cache.fed, end - 1)
-    k, v = _prefill(plan, tapes, rope, cache, tokens, start, min(prompt.shape[0], PREFILL_CHUNK), mesh)
+    k, v = _prefill(plan, tapes, rope, cache, tokens, start, prompt.shape[0], mesh)
     last = start + jnp.arange(min(SHORT_PROMPT, cache.capacity), dtype=jnp.int32)
     request = CallRequest(
         position=start,
@@ -253,9 +259,12 @@ def score(
 
 
 def _prefill(
-    plan: Plan, tapes: Tapes, rope: Array, cache: Cache, tokens: Array, stop: Array, chunk: int, mesh: Mesh | None
+    plan: Plan, tapes: Tapes, rope: Array, cache: Cache, tokens: Array, stop: Array, most: int, mesh: Mesh | None
 ) -> tuple[Array, Array]:
-    """Writes keys and values of ``tokens[cache.fed : stop]``, ``chunk`` at a time."""
+    """Writes keys and values of ``tokens[cache.fed : stop]``, usually no more than ``most`` tokens."""
+    fused = fused_attention.available(plan.config, tapes.dtype, mesh)
+    attend = fused_attention.attend if fused else reference.attend
+    chunk = min(most, FUSED_PREFILL_CHUNK if fused else PREFILL_CHUNK)
 
     def on_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, Array]:
         layers, constants, k, v = shares
@@ -266,7 +275,7 @@ def _prefill(
             positions = start + jnp.arange(chunk, dtype=jnp.int32)
             some = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
             positions = jnp.where(positions < stop, positions, cache.capacity)
-            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype)
+            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype, attend)
             return start + chunk, k, v
 
         _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (fed, k, v))

@@ -1,6 +1,7 @@
 """Packing: a checkpoint becomes tapes, one stage of one layer at a time.
 
-Never more than the tapes, the matrices of one stage and their tiles are in memory together.
+Never more than the tapes, the matrices of one stage and their tiles are in memory together. GPUs arrange tiles
+themselves; for CPUs the host does.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jax_mono.config import ConfigError
+from jax_mono.device_tapes import DeviceTapes
 from jax_mono.models.source import OnTensor, WeightSource, weight_dtype
 from jax_mono.plan import LAYER_STAGES, Plan, StageName
 from jax_mono.prefill import AXIS
-from jax_mono.tape import STAGE_WEIGHTS, Tapes, pack_constants, stage_tiles, storage, store_tiles
+from jax_mono.tape import STAGE_WEIGHTS, Tapes, own_weights, pack_constants, stage_tiles, storage, store_tiles
 
 
 def pack(
@@ -52,7 +54,10 @@ def pack(
     if source.config != plan.config:
         raise ConfigError("the plan was made for another configuration than the checkpoint's")
     target, config = weight_dtype(dtype), plan.config
-    builder = _Builder(plan, target, mesh)
+    on = [home()] if mesh is None else mesh_devices(mesh, plan.num_devices)
+    # On the host wherever weights are read there, and where tapes lie in granules.
+    on_host = on[0].platform == "cpu" or plan.placement.interleaved
+    tapes = _HostTapes(plan, target, on) if on_host else DeviceTapes(plan, target, on)
 
     def read(path: str) -> np.ndarray:
         array = source.tensor(path, target)
@@ -68,58 +73,63 @@ def pack(
     for layer in range(config.num_layers):
         for name in LAYER_STAGES:
             matrices = [read(f"layers.{layer}.{path}") for path in STAGE_WEIGHTS[name]]
-            builder.store(name, matrices, layer)
+            tapes.store(name, matrices, layer)
             del matrices
         for path in source.paths():
             if path.startswith(f"layers.{layer}.") and path.rsplit(".", 1)[1] not in _MATRICES:
                 vectors[path] = read(path)
     vectors["norm"] = read("norm")
-    builder.store("head", [embed if head_path == "embed" else read(head_path)], None)
-    return builder.finish(embed, vectors)
+    tapes.store("head", [embed if head_path == "embed" else read(head_path)], None)
+    return _finish(plan, tapes, on, mesh, embed, vectors, target)
 
 
 _MATRICES = {"embed", *(path.rsplit(".", 1)[-1] for paths in STAGE_WEIGHTS.values() for path in paths)}
 
 
-class _Builder:
-    """Tapes under construction: one host array with all devices' rows, or one per device of a mesh."""
+class _HostTapes:
+    """Tapes under construction on the host, so that they can lie in huge pages, or in granules."""
 
-    def __init__(self, plan: Plan, dtype: np.dtype, mesh: Mesh | None) -> None:
-        self.plan, self.mesh, self.dtype = plan, mesh, dtype
-        stored = storage(dtype)
-        self.devices = [home()] if mesh is None else mesh_devices(mesh, plan.num_devices)
-        rows, tapes = plan.num_devices // len(self.devices), plan.placement.tape_rows
-        self.layers = [_allocate((rows, tapes, plan.config.num_layers, plan.layer_words), stored) for _ in self.devices]
-        self.head = [_allocate((rows, tapes, plan.head_words), stored) for _ in self.devices]
+    def __init__(self, plan: Plan, dtype: np.dtype, devices: Sequence[jax.Device]) -> None:
+        self.plan, self.rows = plan, plan.num_devices // len(devices)
+        tapes, stored = plan.placement.tape_rows, storage(dtype)
+        shape = (self.rows, tapes, plan.config.num_layers, plan.layer_words)
+        self.layers = [_allocate(shape, stored) for _ in devices]
+        self.head = [_allocate((self.rows, tapes, plan.head_words), stored) for _ in devices]
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
-        for device, share in enumerate(self.plan.devices):
-            array, row = (0, device) if self.mesh is None else (device, 0)
-            tapes = (self.head if layer is None else self.layers)[array][row]
-            store_tiles(self.plan, share.stages[name], stage_tiles(self.plan, device, name, matrices), tapes, layer)
+        for index, share in enumerate(self.plan.devices):
+            tapes = (self.head if layer is None else self.layers)[index // self.rows][index % self.rows]
+            tiles = stage_tiles(self.plan.tile, name, own_weights(self.plan, index, name, matrices))
+            store_tiles(self.plan, share.stages[name], tiles, tapes, layer)
 
-    def finish(self, embed: np.ndarray, vectors: dict[str, np.ndarray]) -> Tapes:
-        """Hands the arrays to JAX; on CPU it takes them as they are, without a copy."""
-        constants = np.stack([pack_constants(self.plan, device, vectors) for device in range(self.plan.num_devices)])
-        if self.mesh is None:
-            parts = (self.layers[0], self.head[0], constants, embed)
-            return Tapes(*(jax.device_put(part, self.devices[0], may_alias=True) for part in parts), dtype=self.dtype)
-        cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
 
-        def join(parts: list[np.ndarray]) -> jax.Array:
-            placed = [
-                jax.device_put(part, device, may_alias=True) for part, device in zip(parts, self.devices, strict=True)
-            ]
-            shape = (self.plan.num_devices, *parts[0].shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, cut, placed)
+def _finish(
+    plan: Plan,
+    tapes: _HostTapes | DeviceTapes,
+    devices: Sequence[jax.Device],
+    mesh: Mesh | None,
+    embed: np.ndarray,
+    vectors: dict[str, np.ndarray],
+    dtype: np.dtype,
+) -> Tapes:
+    """Hands the arrays to JAX; on CPU it takes them as they are, without a copy."""
+    constants = np.stack([pack_constants(plan, device, vectors) for device in range(plan.num_devices)])
+    if mesh is None:
+        parts = (tapes.layers[0], tapes.head[0], constants, embed)
+        return Tapes(*(jax.device_put(part, devices[0], may_alias=True) for part in parts), dtype=dtype)
+    cut, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
 
-        return Tapes(
-            layers=join(self.layers),
-            head=join(self.head),
-            constants=jax.device_put(constants, cut),
-            embed=jax.device_put(embed, whole),
-            dtype=self.dtype,
-        )
+    def join(parts: Sequence[np.ndarray | jax.Array]) -> jax.Array:
+        placed = [jax.device_put(part, device, may_alias=True) for part, device in zip(parts, devices, strict=True)]
+        return jax.make_array_from_single_device_arrays((plan.num_devices, *parts[0].shape[1:]), cut, placed)
+
+    return Tapes(
+        layers=join(tapes.layers),
+        head=join(tapes.head),
+        constants=jax.device_put(constants, cut),
+        embed=jax.device_put(embed, whole),
+        dtype=dtype,
+    )
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

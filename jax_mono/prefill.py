@@ -37,6 +37,7 @@ def prefill_chunk(
     tokens: Array,
     positions: Array,
     dtype: jnp.dtype,
+    attend: reference.Attend = reference.attend,
 ) -> tuple[Array, Array]:
     """Writes the keys and values of some tokens, on one device of the named axis ``AXIS``.
 
@@ -51,6 +52,7 @@ def prefill_chunk(
         tokens: int32 [T].
         positions: int32 [T]; a token at position S or beyond is padding and leaves no trace.
         dtype: The weight dtype; tapes, embedding and caches are stored as :data:`jax_mono.tape.STORAGE` says.
+        attend: What joins queries, keys and values.
 
     Returns:
         The updated caches.
@@ -61,9 +63,9 @@ def prefill_chunk(
     rotation = rope.at[positions].get(mode="clip")
     x = jnp.repeat(as_weights(embed[tokens], dtype).astype(jnp.float32)[None], lanes, axis=0)
     delay = 0 if config.lanes is None else config.lanes.delay
-    # Per module, outputs of this layer and of the `delay` layers before it: own lanes, and the sum of all lanes.
-    own_past = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
-    sum_past = jnp.zeros((len(MODULES), delay + 1, *x.shape[1:]), jnp.float32)
+    # Per module what the other lanes add after one of the last `delay` + 1 layers. A layer's place is its number modulo
+    # that.
+    coming = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
     rules = _mixing_rules(plan)
     vectors = _local_weights(plan, lambda share: unpack_vectors(plan, constants, share), index)
 
@@ -78,26 +80,33 @@ def prefill_chunk(
         return {name: as_weights(stored, dtype) for name, stored in _local_weights(plan, unpack, index).items()}
 
     def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], None]:
-        x, own_past, sum_past, k_cache, v_cache = carry
+        x, coming, k_cache, v_cache = carry
         layer = scanned["layer"]
         normed = reference.rms_norm(x, scanned["attention_norm"], config.norm_eps)
         projections = weights(layer, normed, "wq", "wk", "wv", "wo")
         cache = [as_weights(_at(part, layer), dtype) for part in (k_cache, v_cache)]
         o, cache = reference.attention(
-            {**projections, **scanned["vectors"]}, config, normed, tuple(cache), positions, rotation, scanned["window"]
+            {**projections, **scanned["vectors"]},
+            config,
+            normed,
+            tuple(cache),
+            positions,
+            rotation,
+            scanned["window"],
+            attend=attend,
         )
         k_cache, v_cache = (
             jax.lax.dynamic_update_index_in_dim(whole, as_weights(part, whole.dtype), layer, 0)
             for whole, part in zip((k_cache, v_cache), cache, strict=True)
         )
-        x, own_past, sum_past = _mix(x, o, own_past, sum_past, 0, scanned["rules"])
+        x, coming = _mix(x, o, coming, 0, layer, scanned["rules"])
         normed = reference.rms_norm(x, scanned["ffn_norm"], config.norm_eps)
         # reference.feed_forward, but with one matrix unpacked at a time.
         gate = reference.project(normed, weights(layer, normed, "w1")["w1"])
         up = reference.project(normed, weights(layer, gate, "w3")["w3"])
         o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
-        x, own_past, sum_past = _mix(x, o, own_past, sum_past, 1, scanned["rules"])
-        return (x, own_past, sum_past, k_cache, v_cache), None
+        x, coming = _mix(x, o, coming, 1, layer, scanned["rules"])
+        return (x, coming, k_cache, v_cache), None
 
     scanned = {
         "layer": jnp.arange(config.num_layers),
@@ -108,8 +117,7 @@ def prefill_chunk(
     }
     vectors.pop("norm")
     scanned["vectors"] = vectors
-    start = (x, own_past, sum_past, k_cache, v_cache)
-    return jax.lax.scan(run_layer, start, scanned)[0][3:]
+    return jax.lax.scan(run_layer, (x, coming, k_cache, v_cache), scanned)[0][2:]
 
 
 def _at(array: Array, index: Array) -> Array:
@@ -129,16 +137,14 @@ def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
     }
 
 
-def _mix(
-    x: Array, o: Array, own_past: Array, sum_past: Array, module: int, rules: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+def _mix(x: Array, o: Array, coming: Array, module: int, layer: Array, rules: dict[str, Array]) -> tuple[Array, Array]:
     """Adds what arrives after a module; see :meth:`jax_mono.config.ModelConfig.mixing`."""
     total = jax.lax.psum(jnp.sum(o, axis=0), AXIS)
-    own_past = own_past.at[module].set(jnp.concatenate([own_past[module, 1:], o[None]]))
-    sum_past = sum_past.at[module].set(jnp.concatenate([sum_past[module, 1:], total[None]]))
-    arriving = jnp.where(rules["later"][module], sum_past[module, 0] - own_past[module, 0], 0.0)
+    newest, oldest = layer % coming.shape[1], (layer + 1) % coming.shape[1]
+    coming = coming.at[module, newest].set(total - o)
+    arriving = jnp.where(rules["later"][module], coming[module, oldest], 0.0)
     delayed = x + rules["own_scale"][module] * o + arriving
-    return jnp.where(rules["at_once"][module], x + total, delayed), own_past, sum_past
+    return jnp.where(rules["at_once"][module], x + total, delayed), coming
 
 
 def _local_weights(plan: Plan, unpack: Callable[[DevicePlan], dict[str, Array]], index: Array) -> dict[str, Array]:

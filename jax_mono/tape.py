@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_mono import granules
 from jax_mono.config import ConfigError
+from jax_mono.like_blocks import like_blocks
 from jax_mono.plan import DevicePlan, Plan, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
 from jax_mono.spans import Span
 
 Array = jax.Array
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 STORAGE = {
     "float32": jnp.dtype(jnp.float32),
@@ -95,8 +98,8 @@ STAGE_WEIGHTS: dict[StageName, tuple[str, ...]] = {
 """The matrices that a stage streams, by their path within a layer (or the model, for the head)."""
 
 
-def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Cuts one device's share of a stage into tiles.
+def own_weights(plan: Plan, device: int, name: StageName, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Cuts one device's share out of the matrices of a stage.
 
     Args:
         plan: The plan.
@@ -105,22 +108,37 @@ def stage_tiles(plan: Plan, device: int, name: StageName, weights: Sequence[np.n
         weights: Its full matrices in the order of :data:`STAGE_WEIGHTS`: [lanes, out, in], the head [vocab, hidden].
 
     Returns:
-        [tiles, ...] in the order of the tape; a view of the matrices wherever they need no padding.
+        Views of them, [lanes of the device, rows, cols].
     """
-    share, tile = plan.devices[device], plan.tile
+    share = plan.devices[device]
     if name == "head":
-        rows = weights[0][share.vocab.first : share.vocab.stop]
-        return _column_tiles(_lanes_of(rows, share.stages["head"].lanes), tile)
+        return [_lanes_of(weights[0][share.vocab.first : share.vocab.stop], share.stages["head"].lanes)]
     if name == "o":
-        return _row_tiles(_own_cols(plan, share, weights[0], _query_span(plan, share)), tile)
+        return [_own_cols(plan, share, weights[0], _query_span(plan, share))]
     if name == "down":
-        return _row_tiles(_own_cols(plan, share, weights[0], share.neurons), tile)
+        return [_own_cols(plan, share, weights[0], share.neurons)]
     if name == "up":
-        gate, up = (_own_rows(share, weight, share.neurons) for weight in weights)
-        return _column_tiles(_pair(gate, up, tile.rows // 2), tile)
+        return [_own_rows(share, weight, share.neurons) for weight in weights]
     spans = (_query_span(plan, share), *(_key_span(plan, share),) * 2)
-    rows = [_own_rows(share, weight, span) for weight, span in zip(weights, spans, strict=True)]
-    return _column_tiles(np.concatenate(rows, axis=1), tile)
+    return [_own_rows(share, weight, span) for weight, span in zip(weights, spans, strict=True)]
+
+
+def stage_tiles(tile: TileFormat, name: StageName, own: Sequence[AnyArray]) -> AnyArray:
+    """Cuts one device's share of a stage into tiles.
+
+    Args:
+        tile: The format of the plan's tiles.
+        name: The stage.
+        own: What :func:`own_weights` gave, on the host or on a device.
+
+    Returns:
+        [tiles, ...] in the order of the tape; on the host a view of the matrices wherever they need no padding.
+    """
+    if name in ("o", "down"):
+        return _row_tiles(own[0], tile)
+    if name == "up":
+        return _column_tiles(_pair(own[0], own[1], tile.rows // 2), tile)
+    return _column_tiles(own[0] if name == "head" else own[0].__array_namespace__().concatenate(own, axis=1), tile)
 
 
 def store_tiles(plan: Plan, stage: Stage, tiles: np.ndarray, tapes: np.ndarray, layer: int | None) -> None:
@@ -173,18 +191,18 @@ def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -
     return np.concatenate([vector.astype(np.float32).reshape(-1) for vector in found])
 
 
-def _column_tiles(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+def _column_tiles(matrix: AnyArray, tile: TileFormat) -> AnyArray:
     """[lanes, rows, cols] to [lanes * row tiles, chunks, rows, cols]; every tile belongs to one lane."""
     chunks = _chunks(matrix, tile)
     return chunks.reshape(-1, *chunks.shape[2:])
 
 
-def _row_tiles(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+def _row_tiles(matrix: AnyArray, tile: TileFormat) -> AnyArray:
     """[lanes, rows, cols] to [row tiles, lanes, chunks, rows, cols]; every tile holds all lanes in turn."""
     return _chunks(matrix, tile).swapaxes(0, 1)
 
 
-def _chunks(matrix: np.ndarray, tile: TileFormat) -> np.ndarray:
+def _chunks(matrix: AnyArray, tile: TileFormat) -> AnyArray:
     """[lanes, rows, cols] to [lanes, row tiles, chunks, tile rows, tile cols], padded with zeros."""
     lanes, rows, cols = matrix.shape
     padded = _pad(matrix, tile.row_tiles(rows) * tile.rows, tile.padded_cols(cols))
@@ -220,17 +238,21 @@ def _lanes_of(rows: np.ndarray, lanes: int) -> np.ndarray:
     return rows.reshape(lanes, rows.shape[0] // lanes, rows.shape[1])
 
 
-def _pair(gate: np.ndarray, up: np.ndarray, half: int) -> np.ndarray:
+def _pair(gate: AnyArray, up: AnyArray, half: int) -> AnyArray:
     """Alternates ``half`` gate rows and ``half`` up rows, padding the neurons to a multiple of ``half``."""
     lanes, neurons, cols = gate.shape
     padded = -(-neurons // half) * half
-    both = np.stack([_pad(part, padded, cols).reshape(lanes, -1, half, cols) for part in (gate, up)], axis=2)
+    both = gate.__array_namespace__().stack(
+        [_pad(part, padded, cols).reshape(lanes, -1, half, cols) for part in (gate, up)], axis=2
+    )
     return both.reshape(lanes, 2 * padded, cols)
 
 
-def _pad(matrix: np.ndarray, rows: int, cols: int) -> np.ndarray:
+def _pad(matrix: AnyArray, rows: int, cols: int) -> AnyArray:
     missing = (rows - matrix.shape[1], cols - matrix.shape[2])
-    return np.pad(matrix, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else matrix
+    return (
+        matrix.__array_namespace__().pad(matrix, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else matrix
+    )
 
 
 # Unpacking ----------------------------------------------------------------------------------------------------------
@@ -324,20 +346,19 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
 
 
 def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
-    """Every block's tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
+    """Tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
     offsets = stage.offsets
     if plan.placement.interleaved:
         tape, offsets = granules.in_one_piece(plan, stage, tape, layer)
         layer = None
+    if layer is None:
+        tape, layer = tape[:, None], 0
     runs = []
-    for block in sorted(range(len(stage.shares)), key=lambda block: stage.shares[block].first):
-        share, offset = stage.shares[block], offsets[block]
-        words = share.count * stage.tile_words
-        if layer is None:
-            run = jax.lax.slice_in_dim(tape[block], offset, offset + words)
-        else:
-            run = jax.lax.dynamic_slice(tape, (block, layer, offset), (1, 1, words))
-        runs.append(run.reshape(share.count, stage.tile_words))
+    for run in like_blocks(stage, offsets):
+        words = jax.lax.dynamic_slice(
+            tape, (run.block, layer, run.offset), (run.blocks, 1, run.tiles * stage.tile_words)
+        )
+        runs.append(words.reshape(-1, stage.tile_words))
     return runs
 
 

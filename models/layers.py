@@ -10,6 +10,7 @@ accumulates in float32. Queries are rounded to the dtype of the keys; attention 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ __all__ = [
     "project",
     "rms_norm",
     "rope_table",
+    "visible",
 ]
 
 # Finite, so that a query that sees nothing (a position beyond the cache) gives a useless number and not NaN.
@@ -73,17 +75,38 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
     return y if bias is None else y + bias[:, None].astype(jnp.float32)
 
 
+def visible(positions: jax.Array, length: int, window: int | jax.Array) -> jax.Array:
+    """Which keys some queries see: that at position p if ``p <= t`` and, with a window, ``t - p < window``.
+
+    Args:
+        positions: int32 [T], positions t of the queries.
+        length: Positions of the cache, S.
+        window: How many positions (the own one included) are visible, may be traced; 0 means all.
+
+    Returns:
+        bool [T, S].
+    """
+    distance = positions[:, None] - jnp.arange(length, dtype=jnp.int32)
+    return (distance >= 0) & ((window == 0) | (distance < window))
+
+
+class Attend(Protocol):
+    """A function that computes what :func:`attend` does."""
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, window: int | jax.Array, /
+    ) -> jax.Array: ...
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, window: int | jax.Array) -> jax.Array:
     """Causal attention of some positions to a cache.
-
-    The key at position p is visible to position t if ``p <= t`` and, with a window, ``t - p < window``.
 
     Args:
         q: [T, Hq, hd], queries; heads that share a key/value head are neighbours.
         k: [Hkv, S, hd], keys by position; those of ``positions`` are already written.
         v: [Hkv, S, hd], values by position.
         positions: int32 [T], positions of the queries.
-        window: How many positions (the own one included) are visible, may be traced; 0 means all.
+        window: As for :func:`visible`.
 
     Returns:
         float32 [T, Hq, hd].
@@ -92,10 +115,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, windo
     kv_heads, length, _ = k.shape
     grouped = q.reshape(tokens, kv_heads, heads // kv_heads, head_dim)
     scores = _product("tkgd,ksd->kgts", grouped, k) * head_dim**-0.5
-
-    distance = positions[:, None] - jnp.arange(length, dtype=jnp.int32)
-    visible = (distance >= 0) & ((window == 0) | (distance < window))
-    probabilities = jax.nn.softmax(jnp.where(visible, scores, _HIDDEN), axis=-1)
+    probabilities = jax.nn.softmax(jnp.where(visible(positions, length, window), scores, _HIDDEN), axis=-1)
     return _product("kgts,ksd->tkgd", probabilities, v.astype(jnp.float32)).reshape(q.shape)
 
 
@@ -107,6 +127,7 @@ def attention(
     positions: jax.Array,
     rope: jax.Array,
     window: int | jax.Array,
+    attend: Attend = attend,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The attention module of all lanes present: projections, rotation, cache update, attention, output.
 
@@ -119,7 +140,8 @@ def attention(
         cache: Keys and values, each [lanes * kv_heads, S, hd] in the dtype of the weights.
         positions: int32 [T], where the tokens stand; those at or beyond S are not written.
         rope: float32 [T, hd / 2, 2], rotations at ``positions``.
-        window: How many positions are visible, may be traced; 0 means all.
+        window: As for :func:`visible`.
+        attend: What joins queries, keys and values.
 
     Returns:
         The module's output, float32 [lanes, T, H], and the updated cache.

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from plans import plans
 from reference import tape_numpy
 from tiny import random_params, tiny
 
+from jax_mono import packing
 from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.device_tapes import DeviceTapes
 from jax_mono.models.source import ArraySource, CheckpointError, Params, flatten, tensor_shapes, unflatten
 from jax_mono.packing import pack
 from jax_mono.plan import Plan, make_plan
@@ -99,6 +101,30 @@ def test_packing_follows_the_format_and_unpacking_returns_every_bit(
     for name, expected in tape_numpy.pack(plan, params).items():
         np.testing.assert_array_equal(bits(getattr(tapes, name)), bits(expected), err_msg=name)
     assert_unpacks_to(plan, tapes, params)
+
+
+@pytest.mark.parametrize(("family", "overrides", "devices", "blocks", "dtype"), CASES)
+@pytest.mark.parametrize("form", ["threads", "mesh"])
+def test_devices_pack_what_the_host_packs(
+    family: str,
+    overrides: dict[str, Any],
+    devices: int,
+    blocks: int,
+    dtype: DTypeLike,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As they do where they are GPUs."""
+    config = tiny(family, **overrides)
+    plan, source = make_plan(config, devices=devices, blocks=blocks), ArraySource(config, any_bits(config, dtype))
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("devices",)) if form == "mesh" else None
+    expected = pack(plan, source, dtype=dtype, mesh=mesh)
+    monkeypatch.setattr(packing, "_HostTapes", DeviceTapes)
+    tapes = pack(plan, source, dtype=dtype, mesh=mesh)
+    for name in ("layers", "head", "constants", "embed"):
+        found, wanted = getattr(tapes, name), getattr(expected, name)
+        assert found.sharding == wanted.sharding
+        np.testing.assert_array_equal(bits(found), bits(wanted), err_msg=name)
 
 
 def assert_unpacks_to(plan: Plan, tapes: Tapes, params: Params) -> None:

@@ -105,10 +105,18 @@ def test_two_generations_are_bit_identical(spec: Spec) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_a_laneformer_s_logits_do_not_depend_on_the_number_of_devices(devices: int) -> None:
-    """Lanes are added pairwise, so a device's share of the sum is a subtree of it: bit for bit the same."""
+def test_a_laneformer_s_logits_hardly_depend_on_how_it_is_cut(devices: int) -> None:
+    """Lanes are added pairwise, so a device's share of the sum is a subtree of it. Squares are added in the order in
+    which words lie in threads, another with other blocks: now and then an activation is rounded the other way.
+    """
     one = logits_of(Spec(LANEFORMER, 1, 4, kv_splits=1))
-    np.testing.assert_array_equal(logits_of(Spec(LANEFORMER, devices, 8 // devices, kv_splits=1)), one)
+    other = logits_of(Spec(LANEFORMER, devices, 8 // devices, kv_splits=1))
+    rms, most = BOUNDS["bfloat16"]
+    error = np.abs(other - one)
+    assert np.sqrt(np.mean(error**2)) <= rms / 16 and error.max() <= most / 4
+    margin = np.diff(np.sort(one, axis=1)[:, -2:], axis=1)[:, 0]
+    np.testing.assert_array_equal(other.argmax(1)[margin > 2 * error.max()], one.argmax(1)[margin > 2 * error.max()])
+    assert (other == one).all(axis=1).any()
 
 
 MESHES = [replace(MODELS[name], form="mesh") for name in ("laneformer-2", "laneformer-4", "laneformer-8", "smol-8")]
