@@ -171,7 +171,7 @@ def generate(
     end = cache.end + count
 
     start = jnp.where(end - cache.fed <= SHORT_PROMPT, cache.fed, end - 1)
-    k, v = _prefill(plan, tapes, rope, cache, tokens, start, prompt.shape[0], mesh)
+    k, v = prefill(plan, tapes, rope, cache, tokens, start, prompt.shape[0], mesh)
     last = start + jnp.arange(min(SHORT_PROMPT, cache.capacity), dtype=jnp.int32)
     request = CallRequest(
         position=start,
@@ -258,10 +258,31 @@ def score(
     return jnp.concatenate(rows, axis=1), result.logprobs[: room - 1], result.top_ids, result.top_logprobs
 
 
-def _prefill(
-    plan: Plan, tapes: Tapes, rope: Array, cache: Cache, tokens: Array, stop: Array, most: int, mesh: Mesh | None
+def prefill(
+    plan: Plan,
+    tapes: Tapes,
+    rope: Array,
+    cache: Cache,
+    tokens: Array,
+    stop: ArrayLike,
+    most: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
-    """Writes keys and values of ``tokens[cache.fed : stop]``, usually no more than ``most`` tokens."""
+    """Writes keys and values of ``tokens[cache.fed : stop]`` by the Flax layers.
+
+    Args:
+        plan: The plan that the tapes were packed for.
+        tapes: The weights.
+        rope: float32 [S, head_dim / 2, 2], rotations by position.
+        cache: The conversation so far, with room for S tokens.
+        tokens: int32 [S].
+        stop: End of the tokens to take in, may be traced.
+        most: How many tokens that usually are at most.
+        mesh: See :func:`jax_mono.call.resident_call`.
+
+    Returns:
+        The updated keys and values, shaped as in the cache.
+    """
     fused = fused_attention.available(plan.config, tapes.dtype, mesh)
     attend = fused_attention.attend if fused else reference.attend
     chunk = min(most, FUSED_PREFILL_CHUNK if fused else PREFILL_CHUNK)
@@ -282,7 +303,7 @@ def _prefill(
         return k, v
 
     shares = (tapes.layers, tapes.constants, cache.k, cache.v)
-    whole = (tapes.embed, rope, tokens, cache.fed, stop)
+    whole = (tapes.embed, rope, tokens, cache.fed, jnp.asarray(stop, jnp.int32))
     if mesh is None:
         return jax.vmap(on_device, in_axes=(0, None), axis_name=AXIS)(shares, whole)
 

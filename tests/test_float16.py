@@ -13,7 +13,7 @@ from tiny import tiny
 from jax_mono import native
 from jax_mono.call import Mode
 from jax_mono.config import ConfigError, ModelConfig
-from jax_mono.decode import _prefill, empty_cache
+from jax_mono.decode import empty_cache, prefill
 from jax_mono.decoder import Decoder
 from jax_mono.models.random_source import RandomSource
 from jax_mono.models.rope import rope_table
@@ -63,7 +63,7 @@ def test_prefill_fills_the_cache_of_the_flax_model(family: str, devices: int) ->
     cache = empty_cache(plan, 64, jnp.float16)
     tokens = cache.tokens.at[:length].set(text)
     rope = jnp.asarray(rope_table(config, 64))
-    k, v = _prefill(plan, tapes, rope, cache, tokens, jnp.int32(length), 16, None)
+    k, v = prefill(plan, tapes, rope, cache, tokens, jnp.int32(length), 16, None)
     model = Transformer.from_params(config, params_of(config, jnp.float16))
     _, expected = model(text, KVCache.zeros(config, 64, jnp.float16), 0)
     for found, wanted in ((k, expected.k), (v, expected.v)):
