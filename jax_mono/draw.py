@@ -284,6 +284,10 @@ def _place_lines(plan: Plan) -> Iterator[str]:
         f"dies               {len(counts)} of {each} blocks on {_count(plan.placement.num_sides, 'side')}; "
         f"attention reads {near.die:.0%} of its rows from its die, {near.side:.0%} from its side"
     )
+    yield (
+        f"hand-offs          {len(counts)} copies of what many blocks read, one per die; "
+        f"at most {max(counts)} blocks poll a word"
+    )
     rows, words = plan.placement.tape_rows, plan.config.num_layers * plan.layer_words + plan.head_words
     idle = 1 - totals(plan).words / (plan.num_devices * rows * words)
     if plan.placement.interleaved:

@@ -28,24 +28,26 @@ class Receive:
 
     Attributes:
         channel: A name of :func:`jax_mono.handoffs.exchange`.
-        layer: Whose copy of the channel; None for a channel that exists once per token.
-        words: int64 indices within the copy.
+        layer: Whose channel; None for one that exists once per token.
+        words: int64 indices within the channel.
+        copy: Which copy of it: that of the block's die, 0 if there is but one.
     """
 
     channel: str
     layer: int | None
     words: np.ndarray
+    copy: int
 
 
 @dataclass(frozen=True, eq=False)
 class Publish:
-    """Writes words into the exchange memory of a device.
+    """Writes words into the exchange memory of a device, into all copies of the channel.
 
     Attributes:
         channel: A name of :func:`jax_mono.handoffs.exchange`.
-        layer: Whose copy of the channel; None for a channel that exists once per token.
+        layer: Whose channel; None for one that exists once per token.
         device: Whose memory.
-        words: int64 indices within the copy.
+        words: int64 indices within the channel.
     """
 
     channel: str
@@ -130,6 +132,7 @@ class Flow:
             if (source := plan.config.mixing(module, layer).source) is not None and plan.num_devices > 1
         }
         self._written = [_written(plan, peer) for peer in range(plan.num_devices)]
+        self._channels = exchange(plan, device).channels
 
     def steps(self, block: int, position: int, kind: TokenKind) -> Iterator[Step]:
         """Steps of one block for one token; see :func:`token_steps`."""
@@ -151,6 +154,10 @@ class Flow:
         yield from self._choose(block, kind)
         yield Moment("chosen", None)
 
+    def _receive(self, block: int, channel: str, layer: int | None, words: np.ndarray) -> Receive:
+        copied = self._channels[channel].copies > 1
+        return Receive(channel, layer, words, self.plan.placement.die_of(block) if copied else 0)
+
     def _publish(self, block: int, channel: str, layer: int | None, device: int | None = None) -> Publish:
         to = self.device if device is None else device
         return Publish(channel, layer, to, self._written[to][channel][self.device, block])
@@ -163,22 +170,22 @@ class Flow:
         made = self.share.stages[stage]
         return Product(stage, made.shares[block].count * made.tile_words)
 
-    def _lanes(self, channel: str, layer: int | None, lanes: Span) -> Iterator[Step]:
+    def _lanes(self, block: int, channel: str, layer: int | None, lanes: Span) -> Iterator[Step]:
         """Whole vectors over the hidden size."""
         if lanes.count:
             vector = self.plan.num_blocks * self.runs.hidden
-            yield Receive(channel, layer, np.arange(lanes.first * vector, lanes.stop * vector))
+            yield self._receive(block, channel, layer, np.arange(lanes.first * vector, lanes.stop * vector))
 
     def _from_peers(self, block: int, channel: str, layer: int | None) -> Iterator[Step]:
         """The words that the peers' blocks of the same number write."""
         written, peers = self._written[self.device][channel], range(self.plan.num_devices)
         runs = [written[peer, block] for peer in peers if peer != self.device]
         if runs:
-            yield Receive(channel, layer, np.concatenate(runs))
+            yield self._receive(block, channel, layer, np.concatenate(runs))
 
     def _qkv(self, block: int, layer: int) -> Iterator[Step]:
         if layer > 0:  # the first layer reads an embedding
-            yield from self._lanes("residual_mlp", layer - 1, touched_lanes(self.share.stages["qkv"], block))
+            yield from self._lanes(block, "residual_mlp", layer - 1, touched_lanes(self.share.stages["qkv"], block))
         yield Moment("qkv_input", layer)
         yield self._product(block, "qkv")
         yield self._publish(block, "qkv", layer)
@@ -193,7 +200,7 @@ class Flow:
             if split not in visible.splits:
                 continue
             owner = visible.last_chunk % plan.kv_splits == split
-            yield Receive("qkv", layer, self.head_words(head, owner))
+            yield self._receive(block, "qkv", layer, self.head_words(head, owner))
             yield Moment("heads_received", layer)
             yield Attend(visible.positions(plan, split))
             yield Publish("attention", layer, self.device, np.arange(item * item_words, (item + 1) * item_words))
@@ -221,7 +228,8 @@ class Flow:
         item_words = plan.config.queries_per_kv * part_words(plan)
         items = np.asarray([head * plan.kv_splits + s for head in range(self.share.kv_heads.count) for s in splits])
         if len(items):
-            yield Receive("attention", layer, (items[:, None] * item_words + np.arange(item_words)).ravel())
+            words = (items[:, None] * item_words + np.arange(item_words)).ravel()
+            yield self._receive(block, "attention", layer, words)
         yield Moment("o_input", layer)
         yield self._product(block, "o")
         yield Moment("o_product", layer)
@@ -241,14 +249,14 @@ class Flow:
         yield Moment(f"{module}_mixed", layer)
 
     def _up(self, block: int, layer: int) -> Iterator[Step]:
-        yield from self._lanes("residual_attention", layer, touched_lanes(self.share.stages["up"], block))
+        yield from self._lanes(block, "residual_attention", layer, touched_lanes(self.share.stages["up"], block))
         yield Moment("up_input", layer)
         yield self._product(block, "up")
         yield self._publish(block, "activation", layer)
         yield Moment("up_product", layer)
 
     def _down(self, block: int, layer: int) -> Iterator[Step]:
-        yield Receive("activation", layer, np.arange(self.plan.num_blocks * self.runs.activation))
+        yield self._receive(block, "activation", layer, np.arange(self.plan.num_blocks * self.runs.activation))
         yield Moment("down_input", layer)
         yield self._product(block, "down")
         yield Moment("down_product", layer)
@@ -256,23 +264,23 @@ class Flow:
     def _head(self, block: int) -> Iterator[Step]:
         lanes, last = self.plan.config.lanes, self.plan.config.num_layers - 1
         if lanes is None or lanes.head == "per_lane":
-            yield from self._lanes("residual_mlp", last, touched_lanes(self.share.stages["head"], block))
+            yield from self._lanes(block, "residual_mlp", last, touched_lanes(self.share.stages["head"], block))
         else:
             if lanes.head == "mean_of_norms":  # every lane's norm needs the whole lane
-                yield from self._lanes("residual_mlp", last, Span(0, self.share.lanes.count))
+                yield from self._lanes(block, "residual_mlp", last, Span(0, self.share.lanes.count))
             for peer in range(self.plan.num_devices):
                 if peer != self.device:
                     yield self._publish(block, "final_inbox", None, peer)
             yield from self._from_peers(block, "final_inbox", None)
             yield self._publish(block, "final_sum", None)
-            yield from self._lanes("final_sum", None, Span(0, 1))
+            yield from self._lanes(block, "final_sum", None, Span(0, 1))
         yield Moment("head_input", None)
         yield self._product(block, "head")
         yield Moment("head_product", None)
 
     def _choose(self, block: int, kind: TokenKind) -> Iterator[Step]:
         def everything(channel: str) -> Receive:
-            return Receive(channel, None, np.arange(exchange(self.plan, self.device).channels[channel].words))
+            return self._receive(block, channel, None, np.arange(self._channels[channel].words))
 
         if kind != "filtered":
             yield everything("summary")

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from jax_mono.config import ModelConfig, Module
-from jax_mono.handoffs import MODULES, Runs, exchange
+from jax_mono.handoffs import MODULES, Runs, copy_words, exchange
 from jax_mono.placement import MAX_DIES
 from jax_mono.plan import STAGES, DevicePlan, Plan
 from jax_mono.spans import Span
@@ -67,6 +67,7 @@ HEADER = np.dtype(
             )
         ),
         ("roles", SPAN, MAX_DIES),
+        ("copy_words", "<i8"),
     ]
 )
 LAYER = np.dtype(
@@ -213,6 +214,7 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "granule_words": plan.placement.granule_words,
         "period": len(plan.placement.pattern),
         "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
+        "copy_words": copy_words(plan),
     }
     for name in HEADER.names or ():
         header[name] = values[name]

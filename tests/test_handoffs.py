@@ -12,10 +12,11 @@ from jax_mono import handoffs
 from jax_mono.models.presets import preset
 from jax_mono.plan import CPU, GPU, Plan, StageName, Target, make_plan
 from jax_mono.record import constants_layout, plan_record
+from jax_mono.topology import MI300X
 
 
 def count_writers(plan: Plan, device: int, channel: handoffs.Channel) -> np.ndarray:
-    """Per word of one copy of a channel, how many blocks write it."""
+    """Per word of a channel, how many blocks write it; every one of them writes all its copies."""
     writers = np.zeros(channel.words, np.int64)
     for source, block, words in handoffs.writers(plan, device, channel.name):
         assert 0 <= source < plan.num_devices and 0 <= block < plan.num_blocks
@@ -47,12 +48,37 @@ def test_channels_do_not_overlap_and_fill_the_memory(plan: Plan) -> None:
         layout = handoffs.exchange(plan, device)
         used = np.zeros(layout.words, np.int64)
         for channel in layout.channels.values():
-            for layer in range(plan.config.num_layers if channel.per_layer else 1):
-                first = channel.offset + layer * layout.layer_stride
-                used[first : first + channel.copies * channel.words] += 1
+            for first in places(plan, layout, channel):
+                used[first : first + channel.words] += 1
         dies = len(plan.placement.roles)  # counters of arriving blocks come last
-        assert (used[: layout.arrivals] == 1).all() and not used[layout.arrivals :].any()
-        assert layout.words - layout.arrivals == (dies if dies > 1 else 0)
+        assert not used[layout.arrivals :].any() and layout.words - layout.arrivals == (dies if dies > 1 else 0)
+        assert used.max() == 1 and (dies > 1 or (used[: layout.arrivals] == 1).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_dies_share_no_line_of_what_has_copies(plan: Plan) -> None:
+    dies, per_line = len(plan.placement.roles), handoffs.LINE_BYTES // plan.target.word_bytes
+    for device in range(plan.num_devices):
+        layout = handoffs.exchange(plan, device)
+        assert {channel.copies for channel in layout.channels.values()} == {1, dies}
+        holder: dict[int, int] = {}
+        for channel in layout.channels.values():
+            for first in places(plan, layout, channel):
+                copied = channel.copies > 1
+                die = (first - channel.offset) % layout.layer_stride // layout.copy_words if copied else -1
+                for line in range(first // per_line, (first + channel.words - 1) // per_line + 1):
+                    assert dies == 1 or channel.words == 0 or holder.setdefault(line, die) == die
+
+
+def places(plan: Plan, layout: handoffs.Exchange, channel: handoffs.Channel) -> list[int]:
+    """First words of a channel: of every layer, copy and turn."""
+    return [
+        channel.offset + layer * layout.layer_stride + copy * layout.copy_words + turn * channel.words
+        for layer in range(plan.config.num_layers if channel.per_layer else 1)
+        for copy in range(channel.copies)
+        for turn in range(channel.turns)
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -90,11 +116,21 @@ def test_words_of_laneformer_2b_on_eight_gpus() -> None:
     assert channels["choice"].words == 1
 
 
-def test_what_successive_tokens_could_confuse_has_two_copies() -> None:
+def test_what_successive_tokens_could_confuse_has_two_places() -> None:
     """A block publishes its summary, and what belongs to it, before it has read the others' of the same token."""
     channels = handoffs.exchange(make_plan(tiny("laneformer"), devices=2, blocks=2), 0).channels
-    assert {name for name, channel in channels.items() if channel.copies == 2} == {"summary", "logits", "choice"}
-    assert {channel.copies for channel in channels.values()} == {1, 2}
+    assert {name for name, channel in channels.items() if channel.turns == 2} == {"summary", "logits", "choice"}
+    assert {channel.turns for channel in channels.values()} == {1, 2}
+
+
+def test_what_many_blocks_read_has_a_copy_per_die() -> None:
+    """Each block reads its own part of an inbox, and block 0 alone reads logits."""
+    plan = make_plan(preset("laneformer-2b"), devices=8, blocks=304, target=GPU, topology=MI300X)
+    layout = handoffs.exchange(plan, 0)
+    single = {name for name, channel in layout.channels.items() if channel.copies == 1}
+    assert single == {"inbox_attention", "inbox_mlp", "final_inbox", "logits"}
+    assert {channel.copies for name, channel in layout.channels.items() if name not in single} == {8}
+    assert {handoffs.exchange(plan, device).copy_words for device in range(8)} == {layout.copy_words}
 
 
 def test_an_unknown_channel() -> None:

@@ -48,6 +48,7 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
         assert header[f"{name}_run"] == getattr(Runs.of(plan), name)
     for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
         assert header[name] == getattr(plan.config, name)
+    assert header["copy_words"] == exchange(plan, 0).copy_words
     roles = plan.placement.roles
     assert header["num_dies"] == len(roles) and header["tape_rows"] == plan.placement.tape_rows
     assert (header["granule_words"], header["period"]) == (plan.placement.granule_words, len(plan.placement.pattern))

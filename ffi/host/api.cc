@@ -64,6 +64,7 @@ const Field kFields[] = {
     MONO_FIELD(Header, granule_words),
     MONO_FIELD(Header, period),
     MONO_FIELD(Header, roles),
+    MONO_FIELD(Header, copy_words),
     MONO_FIELD(Layer, window),
     MONO_FIELD(Layer, source),
     MONO_FIELD(Layer, pushed),

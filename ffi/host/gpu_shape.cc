@@ -106,7 +106,8 @@ std::string shape_struct(const Header& h) {
   field("num_dies", h.num_dies);
   field("granule_words", h.granule_words);
   field("period", h.period);
-  out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words << "LL;\n"
+  out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words
+      << "LL, copy_words = " << h.copy_words << "LL;\n"
       << "  static constexpr float norm_eps = " << h.norm_eps << "f;\n};\n";
   return out.str();
 }

@@ -100,7 +100,8 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 head, bool owner) {
     return {q_rows + (part - 1) * kv_rows + in_lane * size, size, (group + part - 1) * size};
   };
   const i32 query_words = range(0).words, key_words = range(1).words;
-  const arch::Word* from = s.own_words(s.device.channels.qkv, layer) + i64(lane) * s.device.stages[kQkv].tiles_per_lane * kTileWords;
+  const arch::Word* from =
+      s.own_copy(s.own_words(s.device.channels.qkv, layer)) + i64(lane) * s.device.stages[kQkv].tiles_per_lane * kTileWords;
   float* const out = s.scratch.query;
   auto place = [&](i32& w) {
     i32 part = 0;
@@ -158,7 +159,7 @@ MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visi
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = 0.0f;
     attention_payload(s, query, w, payload);
-    arch::store_word(to + i, arch::pack(tag, payload));
+    publish(h, h.num_dies, to + i, arch::pack(tag, payload));
   });
   arch::sync();
 }
@@ -182,7 +183,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   const Visible visible(h, arch::agreed(s.scratch.layers[layer].window), position);
   const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
   const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);
-  const arch::Word* from = s.own_words(s.device.channels.attention, layer);
+  const arch::Word* from = s.own_copy(s.own_words(s.device.channels.attention, layer));
   auto part = [&](i32 query, i32 k) {
     const i32 split = (visible.first_chunk + k) % h.kv_splits;
     return from + ((i64(query / group) * h.kv_splits + split) * group + query % group) * words;

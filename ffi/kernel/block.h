@@ -21,6 +21,13 @@ namespace mono::MONO_VARIANT {
 // where rows and words are.
 MONO_DEVICE bool even_rows(Shape h) { return h.hidden_size == h.num_blocks * h.hidden_run * kFloatsPerWord; }
 
+// The die that a block belongs to; the even_counts of place() in jax_mono/placement.py.
+MONO_DEVICE i32 die_of(Shape h, i32 block) {
+  if (h.num_dies == 1) return 0;
+  const i32 each = h.num_blocks / h.num_dies, more = h.num_blocks % h.num_dies, in_larger = more * (each + 1);
+  return block < in_larger ? block / (each + 1) : more + (block - in_larger) / (each > 0 ? each : 1);
+}
+
 template <class T>
 struct BlockState {
   const Call& call;
@@ -76,7 +83,7 @@ struct BlockState {
   }
   MONO_DEVICE float* residual(i32 lane) const { return scratch.residual + lane * row_capacity(); }
 
-  // First word of a per-layer channel, of this device and of a peer.
+  // First word of a per-layer channel, of this device and of a peer: where it is written, and its only copy or the first.
   MONO_DEVICE arch::Word* own_words(i64 channel, i32 layer) const {
     return exchange(device_index) + channel + device.channels.layer_stride * layer;
   }
@@ -85,9 +92,13 @@ struct BlockState {
   }
   // First word of a once-per-token channel.
   MONO_DEVICE arch::Word* exchange(i32 on_device) const { return static_cast<arch::Word*>(call.exchange[on_device]); }
-  // First word of a two-copy channel; `length` is that of one copy.
+  // The same of a channel in which even and odd tokens take turns; `length` is that of one turn.
   MONO_DEVICE arch::Word* turn_words(i32 on_device, i64 channel, i64 length) const {
     return exchange(on_device) + channel + (link.tag & 1) * length;
+  }
+  // Where this block polls a channel that has a copy per die.
+  MONO_DEVICE const arch::Word* own_copy(const arch::Word* first) const {
+    return first + die_of(header, block_index) * header.copy_words;
   }
 
   // First weight of a stage. Programs that read tapes in granules have a walk of their own (simt/walk.h).

@@ -9,15 +9,20 @@
 // Runs. A block publishes its values of a channel as one run of consecutive words. Every run of a channel has room for the
 // same number of words, and a block publishes all of them, so where a word stands does not depend on who wrote it.
 //
-// Proof that no word is overwritten before it was read. Each word has exactly one writing block (jax_mono/handoffs.py,
-// tested) and is written at most once per token, because every layer has channels of its own. Summaries, logits and the
-// choice have two copies, used by even and odd tokens in turn; all other channels have one.
+// Copies. Where a device has several dies, a channel that many blocks read has a copy for each: its writer stores every word
+// once per die, and a block polls the copy of the die that it belongs to. So no more blocks poll a line than belong to a die.
+// A copy's word is a word like any other: it has its own tag and one writer, and nothing is said about the order in which
+// copies are stored. Where words have one reader (inboxes, logits), or a device has one die, there is one.
+//
+// Proof that no word is overwritten before it was read. Each word of each copy has exactly one writing block
+// (jax_mono/handoffs.py, tested) and is written at most once per token, because every layer has channels of its own.
+// Summaries, logits and the choice have two places, used by even and odd tokens in turn; all other channels have one.
 //   A block publishes its summary of token n after all its reads of token n but those of summaries, logits and choice, and
 //   it reads those before anything of token n + 1. It starts token n + 1 only after it has read the summaries of token n of
 //   every block of every device, or the choice, whose writer has.
-//   - One copy: let W write a word for token n + 1 that R reads for token n. W has started n + 1, so R has published its
+//   - One place: let W write a word for token n + 1 that R reads for token n. W has started n + 1, so R has published its
 //     summary of n, so R has read the word.
-//   - Two copies: let W write a word for token n + 2 that R reads for token n. W has started n + 2, so R has published its
+//   - Two places: let W write a word for token n + 2 that R reads for token n. W has started n + 2, so R has published its
 //     summary of n + 1, so R has left token n, so R has read the word.
 // Where a block is many threads, "after" holds for all of them: a barrier of the block stands between the reads and the
 // summary, and between the summaries and the next token.
@@ -135,16 +140,22 @@ struct Link {
   }
 };
 
+// Publishes a word in so many copies; `to` is its place in the first.
+MONO_DEVICE void publish(Shape h, i32 copies, arch::Word* to, const arch::Word& word) {
+  MONO_ROLLED
+  for (i32 copy = 0; copy < copies; ++copy) arch::store_word(to + copy * h.copy_words, word);
+}
+
 // Publishes `count` floats as a run of `words` words; value(i) is the i-th.
 template <class Value>
-MONO_DEVICE void publish_run(arch::Word* to, i32 words, u32 tag, i32 count, Value value) {
+MONO_DEVICE void publish_run(Shape h, i32 copies, arch::Word* to, i32 words, u32 tag, i32 count, Value value) {
   arch::for_each(words, [&](i32 w) {
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       const i32 i = w * kFloatsPerWord + k;
       payload[k] = i < count ? value(i) : 0.0f;
     }
-    arch::store_word(to + w, arch::pack(tag, payload));
+    publish(h, copies, to + w, arch::pack(tag, payload));
   });
 }
 

@@ -14,7 +14,8 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   const float* scale = s.constants(s.device.constants.final_norm);
   float inverse[kMaxLanes];
   arch::sync();  // other threads wrote the residuals
-  if (normalise) lane_inverses(s, s.own_words(channels.residual[kMlp], h.num_layers - 1), h.num_layers - 1, inverse);
+  const i32 last = h.num_layers - 1;
+  if (normalise) lane_inverses(s, s.own_copy(s.own_words(channels.residual[kMlp], last)), last, inverse);
 
   auto own = [&](i32 row) {
     float parts[kMaxLanes];
@@ -30,7 +31,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   for (i32 peer = 0; peer < h.num_devices; ++peer) {
     if (peer == s.device_index) continue;
     arch::Word* to = s.exchange(peer) + s.scratch.channels[peer].final_inbox;
-    publish_run(to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
+    publish_run(h, 1, to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
   }
   const arch::Word* from = s.exchange(s.device_index) + channels.final_inbox + run;
   arch::Word* to = s.exchange(s.device_index) + channels.final_sum + run;
@@ -49,7 +50,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
       }
     }
     for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = tree_sum(parts[k], h.num_devices) * factor;
-    arch::store_word(to + w, arch::pack(tag, payload));
+    publish(h, h.num_dies, to + w, arch::pack(tag, payload));
   });
   arch::sync();  // no thread waits for the sums before the block has what it adds to them: a wait in vain names the cause
 }
@@ -61,7 +62,7 @@ MONO_DEVICE void head_stage(BlockState<T>& s) {
   if (s.header.head_kind == kMeanOfNorms || s.header.head_kind == kNormOfSum) {
     const bool normalised = s.header.head_kind == kMeanOfNorms;
     sum_lanes(s, normalised);
-    const arch::Word* sums = s.exchange(s.device_index) + s.device.channels.final_sum;
+    const arch::Word* sums = s.own_copy(s.exchange(s.device_index) + s.device.channels.final_sum);
     norm_words(s, sums, 1, kFinalSum, 0, normalised ? nullptr : s.constants(norm));
   } else {  // dense: one lane; per_lane: each lane has its own rows
     norm_input(s, kHead, norm, Input{-1, s.header.num_layers - 1, kMlp});

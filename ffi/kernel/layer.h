@@ -22,7 +22,7 @@ MONO_DEVICE void norm_input(BlockState<T>& s, StageIndex stage, i64 scale_offset
   if (input.token >= 0) {
     norm_embedding(s, static_cast<const T*>(s.call.embed) + i64(input.token) * s.header.hidden_size, lanes.count, scale);
   } else {
-    const arch::Word* from = s.own_words(s.device.channels.residual[input.module], input.layer);
+    const arch::Word* from = s.own_copy(s.own_words(s.device.channels.residual[input.module], input.layer));
     norm_words(s, from + i64(lanes.first) * hidden_words(s.header), lanes.count, residual_channel(input.module), input.layer,
                scale);
   }
@@ -50,7 +50,8 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   const i64 bias_stride = (s.device.constants.q_norm - s.device.constants.qkv_bias) / s.header.num_layers;
   const float* bias = s.constants(s.device.constants.qkv_bias + bias_stride * layer);
   arch::Word* to = s.own_words(s.device.channels.qkv, layer) + i64(run.first) * kTileWords;
-  publish_run(to, run.count * kTileWords, s.link.out_tag(kQkvRows, layer), run.count * kTileWords * kFloatsPerWord, [&](i32 i) {
+  const i32 words = run.count * kTileWords;
+  publish_run(s.header, s.header.num_dies, to, words, s.link.out_tag(kQkvRows, layer), words * kFloatsPerWord, [&](i32 i) {
     const i32 tile = i / (kTileWords * kFloatsPerWord), r = i - tile * kTileWords * kFloatsPerWord;
     if (r >= arch::kTileRows) return 0.0f;
     const float value = s.scratch.rows[tile * arch::kTileRows + r];
@@ -81,7 +82,7 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     if (peer == s.device_index) continue;
     arch::Word* to = s.peer_words(peer, s.scratch.channels[peer].inbox[module], layer) + run;
-    publish_run(to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
+    publish_run(s.header, 1, to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
   }
 }
 
@@ -147,7 +148,7 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
       }
       x[row] = payload[k] = value;
     }
-    arch::store_word(to + i64(lane) * hidden_words(s.header) + w, arch::pack(tag, payload));
+    publish(s.header, s.header.num_dies, to + i64(lane) * hidden_words(s.header) + w, arch::pack(tag, payload));
     s.link.pump.step();
   });
   if (pushed && !immediate) push_sums(s, layer, module);
@@ -172,7 +173,7 @@ MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
       const i32 i = w * kWeightsPerWord<T> + k;
       arch::from_float(i < neurons ? gate_of(i)[0] : 0.0f, payload[k]);
     }
-    arch::store_word(to + w, arch::pack(tag, payload));
+    publish(s.header, s.header.num_dies, to + w, arch::pack(tag, payload));
   });
   s.note(kUpProduct, layer);
 }
@@ -183,7 +184,7 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
   constexpr i32 half = arch::kTileRows / 2;
   const i32 run = s.header.activation_run, width = s.device.stages[kDown].width;
   const i32 neurons = s.device.neurons.count / s.lanes(), per_lane = s.device.stages[kUp].tiles_per_lane * half;
-  const arch::Word* from = s.own_words(s.device.channels.activation, layer);
+  const arch::Word* from = s.own_copy(s.own_words(s.device.channels.activation, layer));
   // Two at once: the code for more of them takes longer to fetch than the words that it would save a trip.
   s.link.template read<2>(
       s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },

@@ -39,6 +39,7 @@ struct Header {
   i32 tape_rows;                               // of the tapes' arrays: one per block, and padding
   i32 granule_words, period;                   // see in_granules()
   Span roles[kMaxDies];                        // per die, the blocks that belong on it
+  i64 copy_words;                              // from one die's copies of channels to the next die's; see handoff.h
 };
 
 // A tape has one granule of every `period` of the array that it lies in: how far from its start a word or byte of it is.
@@ -95,7 +96,7 @@ struct Block {
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 2 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
+static_assert(sizeof(Header) == 3 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == 2 * 8 + kStages * 16 + 16, "no padding");

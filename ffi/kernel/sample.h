@@ -153,7 +153,8 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
       for (i32 v = 0; v < kSummaryValues; ++v)  // no variable index: the values stay in registers
         if (v == w * kFloatsPerWord + k) payload[k] = values[v];
     }
-    arch::store_word(s.turn_words(peer, s.scratch.channels[peer].summary, length) + own + w, arch::pack(tag, payload));
+    arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].summary, length) + own + w;
+    publish(s.header, s.header.num_dies, to, arch::pack(tag, payload));
   });
   if (!sampling || !needs_all_logits(s)) return;
   const u32 logits_tag = s.link.out_tag(kLogits, 0);
@@ -162,7 +163,7 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].logits, all);
-    publish_run(to + (i64(s.device_index) * s.header.num_blocks + s.block_index) * run, run, logits_tag, rows,
+    publish_run(s.header, 1, to + (i64(s.device_index) * s.header.num_blocks + s.block_index) * run, run, logits_tag, rows,
                 [&](i32 i) { return s.scratch.rows[i]; });
   }
 }
@@ -189,7 +190,8 @@ struct Summaries {
 template <class T>
 MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
   const i32 blocks = s.header.num_devices * s.header.num_blocks;
-  const arch::Word* from = s.turn_words(s.device_index, s.device.channels.summary, i64(blocks) * kSummaryWords);
+  const arch::Word* from =
+      s.own_copy(s.turn_words(s.device_index, s.device.channels.summary, i64(blocks) * kSummaryWords));
   Summaries all;
   arch::for_each(blocks, [&](i32 b) {
     arch::Word words[kSummaryWords];
@@ -297,7 +299,7 @@ MONO_DEVICE Choice choose_from_all(BlockState<T>& s, i32 step, i32 position) {
       const i32 v = w * kFloatsPerWord + k;
       payload[k] = v == 0 ? u32(choice.token) : v == 1 ? choice.signal : 0;
     }
-    arch::store_word(to + w, arch::pack(tag, payload));
+    publish(s.header, s.header.num_dies, to + w, arch::pack(tag, payload));
   });
   return choice;
 }
@@ -309,7 +311,7 @@ MONO_DEVICE Choice sample_stage(BlockState<T>& s, bool sampling, i32 step, i32 p
     return read_summaries(s, log_sum);
   }
   if (s.block_index == 0) return choose_from_all(s, step, position);
-  const arch::Word* from = s.turn_words(s.device_index, s.device.channels.choice, kChoiceWords);
+  const arch::Word* from = s.own_copy(s.turn_words(s.device_index, s.device.channels.choice, kChoiceWords));
   u32 values[kChoiceWords * kFloatsPerWord];
   for (i32 w = 0; w < kChoiceWords; ++w) {
     u32 payload[kFloatsPerWord];

@@ -18,7 +18,7 @@ from jax_mono.bringup.step import Context, Findings, Step
 _SAMPLE = 8
 """Blocks that stand for the places of a device with one die."""
 
-_MOST_POLLERS = 64
+MOST_POLLERS = 64
 """Pollers of one line beyond which AMD's devices are said to collapse (docs/simulator.md)."""
 
 _SHOWN = 128
@@ -127,7 +127,7 @@ class Pollers(Step):
         if cliff is None:
             remarks = [f"{counts[-1]} pollers do not make a word take twice as long"]
         else:
-            reported = _MOST_POLLERS if machine.platform == "rocm" else None
+            reported = MOST_POLLERS if machine.platform == "rocm" else None
             remarks = [f"with {cliff} pollers a word takes more than twice as long"]
             figures.append(
                 Figure(

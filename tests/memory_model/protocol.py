@@ -3,6 +3,9 @@
 Blocks are *agents*; each has a list of events, a read or a write of *cells*. A cell stands for all words of a channel's
 copy that have the same writer and the same readers: they can do nothing that one of them cannot do alone. What a word
 carries is a *value*: who it is for, as (channel, layer, token), and the tag that its reader looks for.
+
+A write stores the copies of all dies in one event. That hides nothing, because each of them becomes visible to each
+reader at a time of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 
 from jax_mono.config import Module
 from jax_mono.flow import Flow, Moment, Publish, Receive, Step, TokenKind
-from jax_mono.handoffs import MODULES, exchange
+from jax_mono.handoffs import MODULES, Channel, exchange
 from jax_mono.plan import Plan
 
 Scope = Literal["die", "device", "system"]
@@ -36,9 +39,10 @@ class Rules:
         awaited_lag: By how many tokens the awaited tag is behind the published one.
         zeroed: Whether memory is zero at the start of a call; else every word has the tag of its first use, as
             an earlier call may have left it.
-        token_copies: Copies of summaries, logits and choice; None takes those of the plan.
-        layer_copies: Copies of channels that every layer has for itself, which layers take in turn while tags count
+        token_turns: Places of summaries, logits and choice, which tokens take in turn; None takes those of the plan.
+        layer_turns: Places of channels that every layer has for itself, which layers take in turn while tags count
             layers; None gives every layer its own.
+        copies: Of a channel that has a copy per die, which ones its writers store.
         delay_wraps: Whether layers below the delay take sums of the last layers of the token before.
         summary_last: Whether a block has read everything else before it publishes its summary.
     """
@@ -50,8 +54,9 @@ class Rules:
     first_tag: int = 1
     awaited_lag: int = 0
     zeroed: bool = True
-    token_copies: int | None = None
-    layer_copies: int | None = None
+    token_turns: int | None = None
+    layer_turns: int | None = None
+    copies: Literal["all", "all but the last", "that of the own die"] = "all"
     delay_wraps: bool = False
     summary_last: bool = True
 
@@ -111,11 +116,12 @@ class Protocol:
 
 
 class _Key(NamedTuple):
-    """A channel's copy in the memory of a device."""
+    """A channel's copy in the memory of a device: of which layer and turn, and for which die."""
 
     device: int
     channel: str
     slot: tuple[int, int]
+    copy: int
 
 
 @dataclass
@@ -123,7 +129,7 @@ class _Token:
     """One receive or publish, before words become cells."""
 
     kind: Literal["read", "write"]
-    key: _Key
+    keys: list[_Key]
     words: np.ndarray
     value: Value
 
@@ -134,7 +140,7 @@ def make_protocol(
     *,
     tokens: tuple[TokenKind, ...] = ("sampled", "sampled", "sampled"),
     position: int = 0,
-    dies: int = 1,
+    dies: int | None = None,
 ) -> Protocol:
     """Turns a plan into the programs of its blocks.
 
@@ -143,7 +149,7 @@ def make_protocol(
         rules: The contract, or one that is broken.
         tokens: What kind each token of the call is.
         position: Of the first one.
-        dies: Dies of a device; its blocks lie on them in turn.
+        dies: Dies of a device, on which its blocks lie in turn; None puts them where the plan does.
     """
     rules = rules or Rules()
     agents = [(device, block) for device in range(plan.num_devices) for block in range(plan.num_blocks)]
@@ -154,7 +160,7 @@ def make_protocol(
     for agent, draft in enumerate(drafts):
         events: list[Event] = []
         for step in draft:
-            cells = dict.fromkeys(groups[step.key][step.words].tolist())
+            cells = dict.fromkeys(cell for key in step.keys for cell in groups[key][step.words].tolist())
             accesses = tuple(Access(cell, step.value) for cell in cells)
             if step.kind == "read":
                 events.append(Event("read", "whole", accesses))
@@ -170,7 +176,7 @@ def make_protocol(
         Cell(writers.get(cell, -1), _name(key), (_initial(rules, values[cell]), *values[cell]))
         for cell, key in sorted(names.items())
     ]
-    places = tuple((device, block % dies) for device, block in agents)
+    places = tuple((device, block % dies if dies else plan.placement.die_of(block)) for device, block in agents)
     return Protocol(rules, tuple(made), tuple(programs), places)
 
 
@@ -194,7 +200,8 @@ class _CrossingFlow(Flow):
             yield from steps
             return
         wanted = self._layers - self._delay + layer
-        yield from (_Earlier(s.channel, wanted, s.words) for s in self._from_peers(block, f"inbox_{module}", layer))
+        sums = self._from_peers(block, f"inbox_{module}", layer)
+        yield from (_Earlier(step.channel, wanted, step.words, step.copy) for step in sums)
         own = [step for step in steps if not isinstance(step, Receive)]
         yield from sorted(own, key=lambda step: isinstance(step, Publish) and step.channel.startswith("inbox"))
 
@@ -211,21 +218,31 @@ def _draft(
             of = token - 1 if isinstance(step, _Earlier) else token
             if of < 0:
                 continue
+            channel = channels[step.channel]
             if step.layer is None:
-                copies = channels[step.channel].copies
-                if copies > 1 and rules.token_copies is not None:
-                    copies = rules.token_copies
-                slot, epoch = (0, of % copies), of
-            elif rules.layer_copies is None:
+                turns = channel.turns
+                if turns > 1 and rules.token_turns is not None:
+                    turns = rules.token_turns
+                slot, epoch = (0, of % turns), of
+            elif rules.layer_turns is None:
                 slot, epoch = (step.layer, 0), of
             else:
                 epoch = of * plan.config.num_layers + step.layer
-                slot = (epoch % rules.layer_copies, 0)
+                slot = (epoch % rules.layer_turns, 0)
             reads = isinstance(step, Receive)
             tag = epoch + rules.first_tag - (rules.awaited_lag if reads else 0) if rules.tag_epochs else 1
-            device = step.device if isinstance(step, Publish) else flow.device
+            device = flow.device if isinstance(step, Receive) else step.device
+            copies = [step.copy] if isinstance(step, Receive) else _stored(rules, plan, channel, block)
+            keys = [_Key(device, step.channel, slot, copy) for copy in copies]
             value = Value(tag, (step.channel, step.layer, of))
-            yield _Token("read" if reads else "write", _Key(device, step.channel, slot), step.words, value)
+            yield _Token("read" if reads else "write", keys, step.words, value)
+
+
+def _stored(rules: Rules, plan: Plan, channel: Channel, block: int) -> list[int]:
+    """Copies that a block stores of the words it publishes."""
+    if channel.copies == 1 or rules.copies == "all":
+        return list(range(channel.copies))
+    return list(range(channel.copies - 1)) if rules.copies == "all but the last" else [plan.placement.die_of(block)]
 
 
 def _hurried(steps: list[Step]) -> list[Step]:
@@ -243,7 +260,8 @@ def _group(drafts: list[list[_Token]]) -> dict[_Key, np.ndarray]:
     for draft in drafts:
         for step in draft:
             order += 1
-            marks[step.key].append((step.words, order))
+            for key in step.keys:
+                marks[key].append((step.words, order))
     groups, first = {}, 0
     generator = np.random.default_rng(0)
     for key, accesses in marks.items():
@@ -268,4 +286,4 @@ def _initial(rules: Rules, values: list[Value]) -> Value:
 
 
 def _name(key: _Key) -> str:
-    return f"{key.channel} of device {key.device}, copy {key.slot[0] or key.slot[1]}"
+    return f"{key.channel} of device {key.device}, place {key.slot[0] or key.slot[1]}, copy {key.copy}"

@@ -13,12 +13,14 @@ import pytest
 from memory_model.happens_before import check_order
 from memory_model.machine import Hang, Machine, Overwritten, TooManyStates, Violation, WrongValue
 from memory_model.protocol import Rules, make_protocol
+from plans import dies
 from tiny import tiny
 
 from jax_mono.config import Lanes, ModelConfig
 from jax_mono.flow import TokenKind
 from jax_mono.models.presets import preset
 from jax_mono.plan import CPU, GPU, make_plan
+from jax_mono.topology import Topology
 
 THREE: tuple[TokenKind, ...] = ("sampled", "sampled", "sampled")
 MIXED: tuple[TokenKind, ...] = ("fed", "filtered", "sampled", "filtered")
@@ -37,6 +39,7 @@ def silent(**options: object) -> ModelConfig:
 
 
 DENSE = tiny("llama", num_layers=2, hidden_size=16)
+TWO_DIES = dies(2, 1)
 
 
 CONTRACT = Rules()
@@ -44,7 +47,10 @@ CONTRACT = Rules()
 
 @dataclass(frozen=True)
 class Case:
-    """A plan, what its call does, and the rules it follows."""
+    """A plan, what its call does, and the rules it follows.
+
+    With a topology of several dies, channels have a copy for each; with ``dies`` alone, all blocks read the same words.
+    """
 
     config: ModelConfig
     devices: int
@@ -52,10 +58,12 @@ class Case:
     rules: Rules = CONTRACT
     tokens: tuple[TokenKind, ...] = THREE
     position: int = 0
-    dies: int = 1
+    dies: int | None = None
+    topology: Topology | None = None
 
     def machine(self, *, ordered: bool = False) -> Machine:
-        plan = make_plan(self.config, devices=self.devices, blocks=self.blocks, target=GPU)
+        shape = {"devices": self.devices, "blocks": self.blocks, "topology": self.topology}
+        plan = make_plan(self.config, target=GPU, **shape)
         protocol = make_protocol(plan, self.rules, tokens=self.tokens, position=self.position, dies=self.dies)
         return Machine(protocol, ordered=ordered)
 
@@ -76,6 +84,10 @@ SMALL = {
     "all kinds of tokens": Case(lanes(), 2, 2, tokens=MIXED),
     "all kinds of tokens, tensor parallel": Case(DENSE, 2, 2, tokens=MIXED),
     "splits come and go": Case(lanes(), 1, 2, tokens=(*THREE, "sampled"), position=62),
+    "a copy per die": Case(lanes(), 1, 2, topology=TWO_DIES),
+    "a copy per die, delay 2": Case(lanes(), 2, 2, topology=TWO_DIES),
+    "a copy per die, lanes that exchange nothing": Case(silent(head="per_lane"), 2, 2, topology=TWO_DIES),
+    "a copy per die, all kinds of tokens": Case(DENSE, 2, 2, tokens=MIXED, topology=TWO_DIES),
 }
 
 
@@ -88,6 +100,7 @@ LARGER = {
     "three devices": Case(replace(DENSE, hidden_size=40), 3, 3, tokens=MIXED),
     "eight lanes": Case(tiny("laneformer"), 8, 2, dies=2),
     "eight lanes on two devices": Case(tiny("laneformer"), 2, 6, tokens=MIXED, dies=4),
+    "eight lanes on two devices, a copy per die": Case(tiny("laneformer"), 2, 6, tokens=MIXED, topology=dies(4, 2)),
 }
 
 
@@ -98,9 +111,16 @@ def test_random_executions_of_larger_plans_are_right(name: str) -> None:
         machine.play(seed)
 
 
-@pytest.mark.parametrize(("devices", "blocks"), [(1, 16), (8, 2)])
-def test_reads_come_before_what_overwrites_them_in_the_real_model(devices: int, blocks: int) -> None:
-    assert check_order(Case(preset("laneformer-2b"), devices, blocks, tokens=THREE[:2]).machine()) > 1000
+@pytest.mark.parametrize(
+    ("devices", "blocks", "topology"),
+    [(1, 16, None), (8, 2, None), (1, 16, dies(8, 4))],
+    ids=["one device", "eight devices", "eight dies"],
+)
+def test_reads_come_before_what_overwrites_them_in_the_real_model(
+    devices: int, blocks: int, topology: Topology | None
+) -> None:
+    case = Case(preset("laneformer-2b"), devices, blocks, tokens=THREE[:2], topology=topology)
+    assert check_order(case.machine()) > 1000
 
 
 @pytest.mark.parametrize("tokens", [THREE, MIXED])
@@ -121,13 +141,29 @@ MUTATIONS: dict[str, tuple[Case, type[Violation]]] = {
     "the tag of the token before is awaited": (Case(lanes(), 1, 2, Rules(awaited_lag=1)), WrongValue),
     "the tag of the token after is awaited": (Case(lanes(), 1, 2, Rules(awaited_lag=-1)), Hang),
     "exchange memory is not zeroed": (Case(lanes(), 1, 2, Rules(zeroed=False)), WrongValue),
-    "inboxes are reused a layer too early": (Case(lanes(6), 2, 1, Rules(layer_copies=3)), Overwritten),
+    "inboxes are reused a layer too early": (Case(lanes(6), 2, 1, Rules(layer_turns=3)), Overwritten),
     "summaries are reused a token too early": (
-        Case(silent(head="per_lane"), 2, 1, Rules(token_copies=1)),
+        Case(silent(head="per_lane"), 2, 1, Rules(token_turns=1)),
         Overwritten,
     ),
     "a summary is published before the last reads": (Case(silent(), 2, 1, Rules(summary_last=False)), Overwritten),
     "delayed sums cross the end of a token": (Case(lanes(3), 2, 1, Rules(delay_wraps=True)), Overwritten),
+    "writers forget the copy of a die": (
+        Case(lanes(), 1, 2, Rules(copies="all but the last"), topology=TWO_DIES),
+        Hang,
+    ),
+    "writers store the copy of their own die only": (
+        Case(lanes(), 1, 2, Rules(copies="that of the own die"), topology=TWO_DIES),
+        Hang,
+    ),
+    "a die's copy is loaded through the die's cache": (
+        Case(lanes(), 1, 2, Rules(load_scope="die"), topology=TWO_DIES),
+        Hang,
+    ),
+    "dies' summaries are reused a token too early": (
+        Case(silent(head="per_lane"), 2, 2, Rules(token_turns=1), topology=TWO_DIES),
+        Overwritten,
+    ),
     "a word is torn, tag first": (Case(lanes(), 1, 2, Rules(word="tag first")), WrongValue),
     "payload and tag are words of their own": (Case(lanes(), 1, 2, Rules(word="payload first")), WrongValue),
 }
@@ -177,11 +213,11 @@ def test_how_many_layers_need_channels_of_their_own(delay: int, fewest: int) -> 
 
     The program gives every layer its own; this is what it could save, and shows that the check is sharp.
     """
-    case = Case(lanes(7, delay=delay), 2, 1, Rules(layer_copies=fewest))
+    case = Case(lanes(7, delay=delay), 2, 1, Rules(layer_turns=fewest))
     assert case.machine().explore() > 100
     if fewest > 1:
         with pytest.raises(Overwritten):
-            replace(case, rules=Rules(layer_copies=fewest - 1)).machine().explore()
+            replace(case, rules=Rules(layer_turns=fewest - 1)).machine().explore()
 
 
 def test_the_end_of_a_search_that_is_too_long() -> None:

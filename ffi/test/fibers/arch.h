@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <set>
 #include <vector>
 
 #define MONO_DEVICE inline
@@ -158,13 +159,22 @@ namespace mono::MONO_VARIANT::arch {
 
 constexpr int kWordsInFlight = 4;
 
+// Which words this block has loaded and stored so far, if the entry wants to know.
+struct Accesses {
+  bool noted = false;
+  std::set<const Word*> loaded, stored;
+};
+inline thread_local Accesses accesses;
+
 // The half with the tag comes last and is looked at first: as good as one access, since nobody overwrites what is not read.
 MONO_DEVICE Word load_word(const Word* at) {
+  if (accesses.noted) accesses.loaded.insert(at);
   const u64* halves = reinterpret_cast<const u64*>(at);
   const u64 high = __atomic_load_n(halves + 1, __ATOMIC_ACQUIRE), low = __atomic_load_n(halves, __ATOMIC_RELAXED);
   return {{u32(low), u32(low >> 32), u32(high)}, u32(high >> 32)};
 }
 MONO_DEVICE void store_word(Word* at, const Word& word) {
+  if (accesses.noted) accesses.stored.insert(at);
   u64* halves = reinterpret_cast<u64*>(at);
   __atomic_store_n(halves, word.payload[0] | u64(word.payload[1]) << 32, __ATOMIC_RELAXED);
   __atomic_store_n(halves + 1, word.payload[2] | u64(word.tag) << 32, __ATOMIC_RELEASE);

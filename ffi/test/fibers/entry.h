@@ -3,6 +3,8 @@
 //   FIBER_DIES=0,1,1,-,...   the dies on which blocks find themselves, in the order of their launch and over again; a block of
 //                            die - never starts
 //   FIBER_ROLES=FILE         blocks note there which of the plan's they are: device, launched as, die, block
+//   FIBER_WORDS=FILE         and there which words of the exchange memory they have loaded (L) and stored (S): L or S, device,
+//                            block, device whose memory it is, first word, words that follow each other
 #define MONO_VARIANT fibers
 #include "kernel/arch/fibers.h"
 #include "kernel/simt/workspace.h"
@@ -19,6 +21,7 @@ using Workspace = WarpWorkspace<T, arch::kWarps>;
 #include "kernel/simt/product.h"
 #include "kernel/simt/set_course.h"
 
+#include <mutex>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -43,6 +46,29 @@ void note_role(const Call& call, i32 launched, i32 role) {
   std::fclose(file);
 }
 
+void note_words(const Call& call, i32 block, char how, const std::set<const arch::Word*>& words, FILE* file) {
+  for (i32 device = 0; device < Shape::num_devices; ++device) {
+    const auto* base = static_cast<const arch::Word*>(call.exchange[device]);
+    const auto end = words.lower_bound(base + call.plan.devices[device].channels.words);
+    for (auto at = words.lower_bound(base); at != end;) {
+      const arch::Word* first = *at;
+      i64 count = 0;
+      for (; at != end && *at == first + count; ++at) ++count;
+      std::fprintf(file, "%c %d %d %d %lld %lld\n", how, call.device, block, device, (long long)(first - base), (long long)count);
+    }
+  }
+}
+
+void note_accesses(const Call& call, i32 block) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  FILE* file = std::fopen(std::getenv("FIBER_WORDS"), "a");
+  if (!file) return;
+  note_words(call, block, 'L', arch::accesses.loaded, file);
+  note_words(call, block, 'S', arch::accesses.stored, file);
+  std::fclose(file);
+}
+
 void run_block_of(const Call& call, i32 launched) {
   const int die = die_of(launched);
   if (die < 0) return;
@@ -52,6 +78,7 @@ void run_block_of(const Call& call, i32 launched) {
   if (block < 0) return;
   const Scratch<Weight, Workspace<Weight>> sizes(call.plan, call.device, block, nullptr, nullptr);
   std::vector<u64> near(sizes.near_bytes / 8 + 8, 0xa5a5a5a5a5a5a5a5ull);  // not zeros, as on a GPU
+  arch::accesses.noted = std::getenv("FIBER_WORDS") != nullptr;
   void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(near.data()) + 63) / 64 * 64);
   arch::Fibers().run([&] {
     set_course(call, block, first_head(call.request));
@@ -59,6 +86,7 @@ void run_block_of(const Call& call, i32 launched) {
     s.link.pump.start();
     run_block(s);
   });
+  if (arch::accesses.noted) note_accesses(call, block);
 }
 
 void run_blocks(const Call* calls, i32 grid) {
