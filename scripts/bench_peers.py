@@ -15,6 +15,7 @@ output gets a JSON object per peer as soon as it is known, then a table; --out w
   flax-loop    the reference model, the token loop in one jitted function; likewise
   torch        PyTorch: a plain dense decoder, the whole step compiled and, on a GPU, in one CUDA graph
   torch-layer  the same, one layer compiled and used for all: compiles sooner
+  llama.cpp    llama.cpp on a GGUF file of a dense model, which is written for it and removed
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PEERS = {
     "flax-loop": "peers.flax_loop:FlaxLoop",
     "torch": "peers.torch_compiled:TorchCompiled",
     "torch-layer": "peers.torch_compiled:TorchCompiledByLayer",
+    "llama.cpp": "peers.llama_cpp_decoder:LlamaCpp",
 }
 FEWEST = 4
 """Tokens of a run."""

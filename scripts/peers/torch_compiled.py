@@ -10,8 +10,7 @@ import os
 import time
 from typing import Any
 
-from jax_mono import native
-from peers.work import Missing, Work, dense_twin
+from peers.work import Missing, Work, dense_twin, on_gpu
 
 _MODE = "max-autotune-no-cudagraphs"
 
@@ -30,8 +29,7 @@ class TorchCompiled:
         from peers.torch_model import Decoder
 
         self.torch, self.work = torch, work
-        # JAX is not asked: it would take most of the GPU's memory for itself.
-        gpu = os.environ.get("JAX_PLATFORMS") != "cpu" and bool(native.gpu_report("cuda").gpus)
+        gpu = on_gpu()
         if gpu and not torch.cuda.is_available():
             raise Missing("this torch sees no GPU; install one built for CUDA")
         if self.by_layer and not gpu:

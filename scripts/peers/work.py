@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jax_mono import native
 from jax_mono.config import ModelConfig
 
 
@@ -64,3 +66,11 @@ def dense_twin(config: ModelConfig) -> ModelConfig:
     It reads as many weights, and has less to do besides. For programs that do not know lanes.
     """
     return config if config.lanes is None else config.replace(family="llama", lanes=None)
+
+
+def on_gpu() -> bool:
+    """Whether programs other than JAX are to use a GPU: where there is one, and JAX may use it.
+
+    JAX itself is not asked: it would take most of the GPU's memory for itself.
+    """
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and bool(native.gpu_report("cuda").gpus)
