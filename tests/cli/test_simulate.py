@@ -26,6 +26,14 @@ def test_a_prediction_as_json_and_what_it_depends_on(run) -> None:
     assert found[1]["token_us"] > found[1]["stream_us"]
 
 
+def test_placement_can_be_switched_off(run) -> None:
+    arguments = ("simulate", "tiny-laneformer", "--device", "mi300x", "--json")
+    found = [json.loads(run(*arguments, *more).out) for more in ((), ("--placement", "off"), ("--groups", "1"))]
+    assert [made["placed"] for made in found] == [True, False, True]
+    assert [made["groups"] for made in found] == [4, 4, 1]
+    assert found[1]["stream_us"] > found[0]["stream_us"]
+
+
 def test_parameters_have_origins(run) -> None:
     ran = run("simulate", "--device", "h100", "--parameters", "--bandwidth", "3")
     assert ran.code == 0 and ran.out.startswith("h100, resident program")
