@@ -65,6 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--delay", metavar="N", type=int, help="layers between a lane's sums and the others; not the model's"
     )
     parser.add_argument("--handoff-us", metavar="T", type=float, help="an idle hand-off on one device takes so long")
+    parser.add_argument("--code-us", metavar="T", type=float, help="a KB of a stage's code takes so long; 0 for none")
     parser.add_argument("--bandwidth", metavar="TB/S", type=float, help="of the memory of a device")
     parser.add_argument("--out", metavar="JSON", help="also write the trace for https://ui.perfetto.dev")
     parser.add_argument("--picture", metavar="FILE", help="also draw a token; .svg or .png chooses the format")
@@ -81,13 +82,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Predicts."""
     from jax_mono.simulate import timing
-    from jax_mono.simulate.predict import with_rate
+    from jax_mono.simulate.predict import with_code, with_rate
 
     known = timing(arguments.device, arguments.program)
     if arguments.handoff_us is not None:
         if arguments.handoff_us <= 0:
             raise ValueError(f"--handoff-us is {arguments.handoff_us:g}, must be positive")
         known = known.with_handoff(1e3 * arguments.handoff_us)
+    if arguments.code_us is not None:
+        if arguments.code_us < 0:
+            raise ValueError(f"--code-us is {arguments.code_us:g}, must not be negative")
+        known = with_code(known, arguments.code_us)
     if arguments.bandwidth is not None:
         if arguments.bandwidth <= 0:
             raise ValueError(f"--bandwidth is {arguments.bandwidth:g}, must be positive")

@@ -12,7 +12,7 @@ from jax_mono.cut import default_blocks, default_devices
 from jax_mono.models.presets import preset
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.simulate.engine import simulate
-from jax_mono.simulate.timing import Timing
+from jax_mono.simulate.timing import INSTRUCTION_BYTES, Timing
 
 _FEW, _MORE = 6, 10
 """Layers of the models that a longer one is extrapolated from."""
@@ -107,6 +107,11 @@ def with_rate(timing: Timing, rate: float) -> Timing:
     """Another bandwidth, in TB/s, wherever tapes lie; what one block can take grows alike."""
     part = 1e3 * rate / timing.placed_rate.value
     return timing.replace(stream_rate=1e3 * rate, placed_rate=1e3 * rate, block_rate=timing.block_rate.value * part)
+
+
+def with_code(timing: Timing, us_per_kb: float) -> Timing:
+    """Another time of code, in microseconds per KB of a stage as it is on Hopper."""
+    return timing.replace(code_ns=us_per_kb * INSTRUCTION_BYTES)
 
 
 def needed_handoff(table: dict[tuple[float, float], Prediction], rate: float, wanted: float) -> float | None:

@@ -195,6 +195,11 @@ class Timing:
         return low
 
 
+INSTRUCTION_BYTES = 16
+"""Of Hopper's, in which code is counted."""
+
+_CODE_US_PER_KB = 0.36
+
 _ALL = 1 << 20
 
 # Instructions on the way of a warp, counted in the machine code of laneformer-2b's plan of 4 devices of 32 blocks
@@ -293,7 +298,9 @@ def _hopper(topology: Topology, stream: Parameter, program: Program) -> Timing:
         memory_ns=Parameter(memory, "derived", "36 KiB per block under way at 4.62 TB/s (H200)"),
         barrier_ns=Parameter(30, "assumed", "about 50 clocks"),
         code_ns=Parameter(
-            0.36 * 16, "measured", "0.36 us per KB of 16-byte instructions, over variants of the same stages (H200)"
+            _CODE_US_PER_KB * INSTRUCTION_BYTES,
+            "measured",
+            "0.36 us per KB, over variants of the same stages in a running program (H200)",
         ),
         host_ns=Parameter(1500 if program.computes else 0, "assumed", "a round trip over PCIe"),
         program=program,
@@ -328,7 +335,11 @@ def _mi300x(program: Program) -> Timing:
         peer_ns=Parameter(0, "assumed", ""),
         memory_ns=Parameter(1000, "assumed", "as on Hopper"),
         barrier_ns=Parameter(30, "assumed", "about 60 clocks"),
-        code_ns=Parameter(0.36 * 16, "assumed", "as on Hopper"),
+        code_ns=Parameter(
+            _CODE_US_PER_KB * INSTRUCTION_BYTES,
+            "assumed",
+            "as on Hopper; less if what a layer runs stays in the 64 KB that two compute units share",
+        ),
         host_ns=Parameter(1500 if program.computes else 0, "assumed", "a round trip over PCIe"),
         program=dataclasses.replace(program, threads=512, warp=64),
     ).with_handoff(1500)
