@@ -156,7 +156,7 @@ def _stream_rate(decoder: Decoder) -> float:
 def _speed(decoder: Decoder, tokens: int) -> float:
     from jax_mono.cli.bench_runs import timed_run
 
-    return timed_run(decoder, list(range(1, 17)), tokens).tokens_per_s
+    return timed_run(decoder, [1, 2, 3, 4], tokens).tokens_per_s
 
 
 def _timing(machine: Machine) -> Timing | None:

@@ -146,9 +146,13 @@ class _Engine:
         """A product is done when its weights are there and there was time to multiply them."""
         self.push(max(self.now, device.blocks[block].stage), device.number, block)
 
-    def _code(self, channel: str) -> float:
+    def _code(self, device: Device, channel: str) -> float:
         """Time of the code that makes a channel's words."""
-        return self.timing.program.code.get(channel, 0) * self.timing.code_ns.value
+        return self.timing.program.code.get(channel, 0) * self._instruction(device)
+
+    def _instruction(self, device: Device) -> float:
+        """Time of an instruction that is fetched under the load of the moment."""
+        return self.timing.code_ns.value * self.factor(device)
 
     def factor(self, device: Device) -> float:
         """How much longer trips take at the moment."""
@@ -170,13 +174,13 @@ class _Engine:
             step, block.at = block.steps[block.at], block.at + 1
             if isinstance(step, Moment):
                 device.noted[number, block.token, self.index[step.mark, step.layer]] = self.now
-                delay = self._after(step, device.number, number)
+                delay = self._after(step, device, number)
                 if delay:
                     self.push(self.now + delay, device.number, number)
                     return
             elif isinstance(step, Publish):
                 # The code that makes the words comes first; the step is taken up again after it.
-                delay = 0.0 if block.made or step.device != device.number else self._code(step.channel)
+                delay = 0.0 if block.made or step.device != device.number else self._code(device, step.channel)
                 block.made = delay > 0
                 if delay:
                     block.at -= 1
@@ -197,25 +201,27 @@ class _Engine:
                     self.push(block.stage, device.number, number)
                 return
 
-    def _after(self, moment: Moment, device: int, block: int) -> float:
+    def _after(self, moment: Moment, device: Device, block: int) -> float:
         """What a moment is followed by, beside steps: the embedding, and a look at the host."""
         if not self.timing.program.computes:
             return 0.0
         if moment.mark == "begun":
-            return self.timing.memory_ns.value + self._work("residual_mlp")
+            return self.timing.memory_ns.value + self._work(device, "residual_mlp")
         looks = (moment.mark, moment.layer) == ("mlp_mixed", self.plan.config.num_layers - 1)
-        return self.timing.host_ns.value if looks and device == block == 0 else 0.0
+        return self.timing.host_ns.value if looks and device.number == block == 0 else 0.0
 
     def _attend(self, step: Attend) -> float:
-        """Keys and values of the first positions were asked for early, the others are one round after the other."""
+        """Keys and values of the first positions were asked for early, the others come one round after the other."""
         if not self.timing.program.computes:
             return 0.0
-        rounds = -(-step.positions // self.timing.program.kv_positions)
-        return (rounds - 1) * self.timing.memory_ns.value
+        program, timing = self.timing.program, self.timing
+        rounds = -(-step.positions // program.kv_positions)
+        return (rounds - 1) * (timing.memory_ns.value + program.kv_code * timing.code_ns.value)
 
-    def _work(self, channel: str) -> float:
+    def _work(self, device: Device, channel: str) -> float:
+        """What follows when the words of a channel are there."""
         work = self.timing.program.work[channel]
-        return work.code * self.timing.code_ns.value + work.barriers * self.timing.barrier_ns.value
+        return work.code * self._instruction(device) + work.barriers * self.timing.barrier_ns.value
 
     def hand(self, device: Device, channel: str, layer: int | None, token: int) -> Hand:
         """The channel's copy; forgets that of the token before last."""
@@ -262,7 +268,8 @@ class _Engine:
         block = device.blocks[number]
         hand = self.hand(device, step.channel, step.layer, block.token)
         loads = device.loads[number][block.at - 1]
-        block.began = self.now + self.timing.program.work[step.channel].early * self.timing.code_ns.value
+        early = self.timing.program.work[step.channel].early
+        block.began = self.now + early * self._instruction(device)
         device.polled += self._polled(loads)
         if id(loads) not in hand.groups:
             unknown = loads.distinct[np.isnan(hand.visible[loads.distinct])].tolist()
@@ -302,4 +309,4 @@ class _Engine:
             bytes_rate=free / (self.groups * self.plan.num_blocks) * program.clusters,
         )
         device.polled -= self._polled(loads)
-        self.push(max(self.now, done) + self._work(step.channel), device.number, number)
+        self.push(max(self.now, done) + self._work(device, step.channel), device.number, number)
