@@ -59,21 +59,27 @@ class Placement(Step):
     def run(self, context: Context) -> Findings:
         """Measures both in turn, several times over, on one GPU."""
         from jax_mono.cli.models import find_config
+        from jax_mono.config import ConfigError
 
         # Arrays must start where a period does; JAX's own pool of memory does not promise that.
         os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
         machine, model = context.machine, "tiny-laneformer" if context.toy else "laneformer-2b"
         pattern = measured_pattern(context)
-        plans = plans_of(find_config(model), machine.described, _units(machine), pattern)
         remarks = [f"tapes on their own sides lie by {pattern.origin}"]
+        shape = find_config(model), machine.described, _units(machine)
+        try:
+            plans = plans_of(*shape, pattern.sides)
+        except ConfigError as error:
+            remarks.append(f"plans cannot use it, and take the usual pattern: {error}")
+            plans = plans_of(*shape, None)
         if not plans["on"].placement.interleaved:
-            remarks.append("this pattern needs too much memory: all tapes are in one piece")
+            remarks.append("the usual pattern needs too much memory: all tapes are in one piece")
         decoders = {name: _decoder(plan) for name, plan in plans.items()}
         rounds = 1 if context.toy else 3
         rates = _in_turn(decoders, rounds, _stream_rate)
         figures = _compared("stream", "GB/s", rates, _assumed_rates(machine, plans))
         details: dict[str, Any] = {
-            "pattern": pattern.sides,
+            "pattern": plans["on"].placement.pattern,
             "groups": plans["on"].num_devices,
             "blocks": plans["on"].num_blocks,
             "stream_gb_per_s": rates,
@@ -105,23 +111,21 @@ def measured_pattern(context: Context) -> Pattern:
     return Pattern(tuple(details["pattern"]), "the measured map of pages")
 
 
-def plans_of(config: ModelConfig, topology: Topology, units: int, pattern: Pattern) -> dict[str, Plan]:
-    """Two plans of the same shape for one GPU of so many compute units: with placement ``on`` and ``off``."""
-    from jax_mono.config import ConfigError
+def plans_of(config: ModelConfig, topology: Topology, units: int, sides: tuple[int, ...] | None) -> dict[str, Plan]:
+    """Two plans of the same shape for one GPU of so many compute units: with placement ``on`` and ``off``.
+
+    Raises:
+        ConfigError: Plans cannot have that pattern of sides.
+    """
     from jax_mono.cut import default_blocks, default_devices
     from jax_mono.plan import GPU, make_plan
 
     groups = default_devices(config, on_cpu=False)
     blocks = default_blocks(config, groups, units)
-
-    def plan(sides: tuple[int, ...] | None) -> Plan:
-        return make_plan(config, devices=groups, blocks=blocks, target=GPU, topology=topology, pattern=sides)
-
-    try:
-        on = plan(pattern.sides)
-    except ConfigError:  # a pattern too long for so few blocks
-        on = plan(_OFF)
-    return {"on": on, "off": plan(_OFF)}
+    return {
+        name: make_plan(config, devices=groups, blocks=blocks, target=GPU, topology=topology, pattern=pattern)
+        for name, pattern in (("on", sides), ("off", _OFF))
+    }
 
 
 def _units(machine: Machine) -> int:

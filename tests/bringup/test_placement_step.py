@@ -16,7 +16,6 @@ from jax_mono.plan import Plan
 from jax_mono.topology import MI300X
 
 NODE = Machine("rocm", ("AMD Instinct MI300X",), "gfx942", "mi300x")
-USUAL = Pattern(None, "the usual pattern")
 
 
 def pages_found(out: Path, **details: object) -> Context:
@@ -65,13 +64,11 @@ def test_tapes_are_laid_by_the_measured_map(tmp_path: Path) -> None:
 
 def test_both_plans_have_the_same_shape() -> None:
     config = preset("laneformer-2b")
-    plans = plans_of(config, MI300X, 304, Pattern((0, 1, 2, 3), "measured"))
+    plans = plans_of(config, MI300X, 304, (0, 1, 2, 3))
     assert plans["on"].placement.pattern == (0, 1, 2, 3) and not plans["off"].placement.interleaved
     assert {(plan.num_devices, plan.num_blocks) for plan in plans.values()} == {(4, 76)}
     assert plans["on"].placement.roles == plans["off"].placement.roles
-    assert plans_of(config, MI300X, 304, USUAL)["on"].placement.pattern == MI300X.granule_sides
-    long = plans_of(config, MI300X, 304, Pattern((0,) * 99 + (1, 2, 3), "measured"))
-    assert not long["on"].placement.interleaved
+    assert plans_of(config, MI300X, 304, None)["on"].placement.pattern == MI300X.granule_sides
 
 
 def test_rates_and_speeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +86,15 @@ def test_rates_and_speeds_are_compared(tmp_path: Path, monkeypatch: pytest.Monke
     found = run(Context(tmp_path, NODE, "toy"), monkeypatch, {True: 4.2e3, False: 4.2e3})
     figures = {figure.name: figure for figure in found.figures}
     assert figures["stream, gain of placement"].verdict == "worse"
+
+
+def test_a_map_that_plans_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = pages_found(tmp_path, pattern=[0] * 99 + [1, 2, 3], die_of_xcd=[0, 0, 1, 1, 2, 2, 3, 3])
+    found = run(context, monkeypatch, {True: 4.8e3, False: 4.2e3})
+    assert found.remarks[1].startswith(
+        "plans cannot use it, and take the usual pattern: with a pattern of 102 granules"
+    )
+    assert found.details["pattern"] == MI300X.granule_sides
 
 
 def test_rates_are_kept_where_decoding_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from jax_mono.bringup.placement_step import Placement
 from jax_mono.bringup.step import Context
 
 
+@pytest.mark.filterwarnings("ignore:tapes on cpu")
 def test_it_decodes_with_tapes_on_their_sides_and_anywhere(
     fibers: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
