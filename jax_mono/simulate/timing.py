@@ -209,7 +209,8 @@ code."""
 _ALL = 1 << 20
 
 # Instructions on the way of a warp, counted in the machine code of laneformer-2b's plan of 4 devices of 32 blocks
-# (nvdisasm with line numbers), without what is not taken: slow paths of divisions, calls of waits, traces.
+# (nvdisasm with line numbers), without what is not taken: slow paths of divisions, calls of waits, traces. To a
+# tenth in layers; which paths sampling takes is an estimate.
 _WORK = MappingProxyType(
     {
         "residual_attention": Work(3, code=246, early=318),  # pushed sums, addresses, the norm's scale; then the norm
