@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_mono.bringup import machine, probe_steps, steps
+from jax_mono.bringup import machine, placement_step, probe_steps, steps
 from jax_mono.bringup.machine import Machine
 from jax_mono.bringup.report import write_report
 from jax_mono.bringup.runner import read_outcomes, run_steps
@@ -22,6 +22,7 @@ STEPS: tuple[Step, ...] = (
     steps.Stream(),
     steps.Faults(),
     steps.Bench(),
+    placement_step.Placement(),
     steps.Parity(),
 )
 """All of them, in the order in which they run: what explains the others first."""

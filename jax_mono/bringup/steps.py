@@ -165,7 +165,7 @@ class Bench(Step):
         work = ("--prompt-tokens", 4, "--new-tokens", 8, "--runs", 1) if context.toy else ("--new-tokens", 128)
         figures, details = [], {}
         for devices in _device_counts(context):
-            form = ("--devices", devices, "--form", "mesh") if devices > 1 else ("--devices", 1)
+            form = ("--devices", devices, "--form", "mesh") if devices > 1 else ()  # one is divided as is best
             record = command("bench", "-q", "--model", model, "--random-weights", "--json", *form, *work)
             if record["exit_code"]:
                 raise RuntimeError(f"bench on {devices} devices failed with exit code {record['exit_code']}")
@@ -275,9 +275,10 @@ def _assumed_stream(machine: Machine) -> tuple[float | None, str]:
     from jax_mono.simulate import timing
 
     try:
-        rate = timing(machine.topology).stream_rate
+        known = timing(machine.topology)
     except ValueError:
         return None, ""
+    rate = known.placed_rate  # plans for a GPU of several dies lay tapes on the blocks' sides
     return rate.value, f"jax_mono.simulate.timing, {rate.origin}: {rate.note}"
 
 
@@ -292,6 +293,7 @@ def _predicted(context: Context, record: dict[str, Any]) -> tuple[float | None, 
     except ValueError:
         return None, ""
     config = find_config(record["model"])
-    plan = make_plan(config, devices=record["devices"], blocks=record["blocks"], target=GPU)
-    made = simulate(plan, known, position=record["context"] // 2)
+    plan = make_plan(config, devices=record["devices"], blocks=record["blocks"], target=GPU, topology=known.topology)
+    groups = 1 if record["form"] == "mesh" else plan.num_devices
+    made = simulate(plan, known, groups=groups, position=record["context"] // 2)
     return made.tokens_per_second, f"jax-mono simulate, {known.topology.name}, position {record['context'] // 2}"

@@ -19,7 +19,7 @@ _DESCRIPTION = """\
 Plays a plan against what is known of a device, block by block and hand-off by hand-off, and predicts the time of a
 token.
 
-  jax-mono simulate laneformer-2b --device h200 --devices 4
+  jax-mono simulate laneformer-2b --device h200
   jax-mono simulate laneformer-2b --device h200 --devices 4 --out trace.json --picture token.svg
   jax-mono simulate laneformer-2b --device mi300x --devices 8 --handoff-us 1 --bandwidth 4.4
   jax-mono simulate laneformer-2b --device mi300x --devices 8 --sensitivity
@@ -39,18 +39,33 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     options.add_reading_options(parser)
     parser.add_argument("--device", choices=("h100", "h200", "mi300x"), default="mi300x", help="what it runs on")
     parser.add_argument("--devices", metavar="N", type=options.count, default=1, help="how many share the model")
-    parser.add_argument("--blocks", metavar="N", type=options.count, help="per device; one per compute unit if absent")
+    parser.add_argument(
+        "--groups",
+        metavar="N",
+        type=options.count,
+        help="groups of blocks per device, each with its share of the model; as the program would choose if absent",
+    )
+    parser.add_argument(
+        "--blocks", metavar="N", type=options.count, help="per group; as the program would choose if absent"
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether tapes lie on the blocks' own sides of a device of several dies",
+    )
     parser.add_argument(
         "--program",
-        choices=("resident", "together", "skeleton"),
+        choices=("resident", "skeleton"),
         default="resident",
-        help="how hand-offs are read: as the resident program does, as it could, or as a program without arithmetic",
+        help="the resident program, or one that moves the same bytes without arithmetic",
     )
     parser.add_argument("--position", metavar="N", type=options.count, default=48, help="of the tokens in the sequence")
     parser.add_argument(
         "--delay", metavar="N", type=int, help="layers between a lane's sums and the others; not the model's"
     )
     parser.add_argument("--handoff-us", metavar="T", type=float, help="an idle hand-off on one device takes so long")
+    parser.add_argument("--code-us", metavar="T", type=float, help="a KB of a stage's code takes so long; 0 for none")
     parser.add_argument("--bandwidth", metavar="TB/S", type=float, help="of the memory of a device")
     parser.add_argument("--out", metavar="JSON", help="also write the trace for https://ui.perfetto.dev")
     parser.add_argument("--picture", metavar="FILE", help="also draw a token; .svg or .png chooses the format")
@@ -67,13 +82,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Predicts."""
     from jax_mono.simulate import timing
-    from jax_mono.simulate.predict import with_rate
+    from jax_mono.simulate.predict import with_code, with_rate
 
     known = timing(arguments.device, arguments.program)
     if arguments.handoff_us is not None:
         if arguments.handoff_us <= 0:
             raise ValueError(f"--handoff-us is {arguments.handoff_us:g}, must be positive")
         known = known.with_handoff(1e3 * arguments.handoff_us)
+    if arguments.code_us is not None:
+        if arguments.code_us < 0:
+            raise ValueError(f"--code-us is {arguments.code_us:g}, must not be negative")
+        known = with_code(known, arguments.code_us)
     if arguments.bandwidth is not None:
         if arguments.bandwidth <= 0:
             raise ValueError(f"--bandwidth is {arguments.bandwidth:g}, must be positive")
@@ -101,19 +120,26 @@ def _config(arguments: argparse.Namespace) -> ModelConfig:
 
 
 def _one(config: ModelConfig, known: Timing, arguments: argparse.Namespace) -> None:
-    from jax_mono.plan import GPU, make_plan
     from jax_mono.simulate import simulate
-    from jax_mono.simulate.predict import blocks_for
+    from jax_mono.simulate.predict import plan_on
     from jax_mono.trace import draw_token, trace_text, write_perfetto
 
-    blocks = arguments.blocks or blocks_for(config, known)
-    plan = make_plan(config, devices=arguments.devices, blocks=blocks, target=GPU)
-    made = simulate(plan, known, position=arguments.position)
+    plan, groups = plan_on(
+        config,
+        known,
+        gpus=arguments.devices,
+        groups=arguments.groups,
+        blocks=arguments.blocks,
+        placed=arguments.placement == "auto",
+    )
+    made = simulate(plan, known, groups=groups, position=arguments.position)
     if arguments.json:
         numbers = {
             "device": known.topology.name,
-            "devices": plan.num_devices,
-            "blocks": blocks,
+            "devices": arguments.devices,
+            "groups": groups,
+            "blocks": plan.num_blocks,
+            "placed": plan.placement.interleaved,
             "program": known.program.name,
             "tokens_per_second": made.tokens_per_second,
             "token_us": made.token_ns / 1e3,
@@ -123,7 +149,7 @@ def _one(config: ModelConfig, known: Timing, arguments: argparse.Namespace) -> N
         print(json.dumps(numbers, indent=2))
     else:
         print(
-            f"{plan.num_devices} × {known.topology.name}, {known.program.name}: {made.tokens_per_second:,.0f} tok/s "
+            f"{arguments.devices} × {known.topology.name}, {known.program.name}: {made.tokens_per_second:,.0f} tok/s "
             f"predicted, {1e9 / made.stream_ns:,.0f} if only the tapes counted\n"
         )
         print(trace_text(made.trace))

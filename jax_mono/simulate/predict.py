@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.cut import default_blocks, default_devices
 from jax_mono.models.presets import preset
-from jax_mono.plan import GPU, TileFormat, make_plan
+from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.simulate.engine import simulate
-from jax_mono.simulate.timing import Timing
+from jax_mono.simulate.timing import INSTRUCTION_BYTES, Timing
 
 _FEW, _MORE = 6, 10
 """Layers of the models that a longer one is extrapolated from."""
@@ -30,15 +31,43 @@ class Prediction:
     floor: float
 
 
-def blocks_for(config: ModelConfig, timing: Timing) -> int:
-    """Blocks per device: one per compute unit, as far as there are tiles of hidden rows."""
-    return min(timing.topology.units, TileFormat().row_tiles(config.hidden_size))
+def plan_on(
+    config: ModelConfig,
+    timing: Timing,
+    *,
+    gpus: int,
+    groups: int | None = None,
+    blocks: int | None = None,
+    placed: bool = True,
+) -> tuple[Plan, int]:
+    """The plan that the resident program would run.
+
+    Args:
+        config: The model.
+        timing: The GPU.
+        gpus: How many of them share the model.
+        groups: Groups of blocks of one GPU, each a device of the plan; None takes what one GPU is divided into by
+            :func:`jax_mono.cut.default_devices`, and one of each of several GPUs.
+        blocks: Of a group; None takes one per compute unit, or a few less (:func:`jax_mono.cut.default_blocks`).
+        placed: Whether tapes lie on the blocks' sides of the GPU.
+
+    Returns:
+        The plan, and how many of its devices share a GPU.
+    """
+    topology = timing.topology
+    if groups is None:
+        groups = default_devices(config, on_cpu=False) if gpus == 1 else 1
+    if blocks is None:
+        blocks = default_blocks(config, groups, topology.units)
+    pattern = None if placed else (0,)
+    plan = make_plan(config, devices=gpus * groups, blocks=blocks, target=GPU, topology=topology, pattern=pattern)
+    return plan, groups
 
 
-def predict(config: ModelConfig, devices: int, timing: Timing, *, position: int = 48, tokens: int = 2) -> Prediction:
+def predict(config: ModelConfig, gpus: int, timing: Timing, *, position: int = 48, tokens: int = 2) -> Prediction:
     """Predicts one number."""
-    plan = make_plan(config, devices=devices, blocks=blocks_for(config, timing), target=GPU)
-    made = simulate(plan, timing, position=position, tokens=tokens)
+    plan, groups = plan_on(config, timing, gpus=gpus)
+    made = simulate(plan, timing, groups=groups, position=position, tokens=tokens)
     return Prediction(made.tokens_per_second, 1e9 / made.stream_ns)
 
 
@@ -58,7 +87,7 @@ def sensitivity(
         devices: Devices that share it.
         timing: What else is known of the device.
         handoffs_us: Idle hand-offs on one device, microseconds; those between devices grow alike.
-        rates: Of the memory, TB/s. Others gained a tenth by laying tapes on the dies: 4.0 is 4.4 without that.
+        rates: Of the memory, TB/s: others reached 4.0 to 4.4 with tapes laid anywhere, 4.8 on the blocks' sides.
         report: Told what comes next.
 
     Returns:
@@ -75,9 +104,14 @@ def sensitivity(
 
 
 def with_rate(timing: Timing, rate: float) -> Timing:
-    """Another bandwidth, in TB/s; what one block can take grows alike."""
-    part = 1e3 * rate / timing.stream_rate.value
-    return timing.replace(stream_rate=1e3 * rate, block_rate=timing.block_rate.value * part)
+    """Another bandwidth, in TB/s, wherever tapes lie; what one block can take grows alike."""
+    part = 1e3 * rate / timing.placed_rate.value
+    return timing.replace(stream_rate=1e3 * rate, placed_rate=1e3 * rate, block_rate=timing.block_rate.value * part)
+
+
+def with_code(timing: Timing, us_per_kb: float) -> Timing:
+    """Another time of code, in microseconds per KB of a stage as it is on Hopper."""
+    return timing.replace(code_ns=us_per_kb * INSTRUCTION_BYTES)
 
 
 def needed_handoff(table: dict[tuple[float, float], Prediction], rate: float, wanted: float) -> float | None:

@@ -87,11 +87,14 @@ def finish(
         return max(floor, began + missed * period + trip)
     now = np.full(arrivals.warps.shape[1], began)
     for first in range(0, len(arrivals.warps), batch):
-        asked, group = now, arrivals.warps[first : first + batch]
-        now = now + trip
-        for late in group:
-            stale = late > asked + trip / 2
+        group = arrivals.warps[first : first + batch]
+        asked, now = now, now + trip
+        while (missing := group > asked + trip / 2).any():
+            # Each warp waits for the last of its words that are missing, then asks for all again.
+            last = len(group) - 1 - missing[::-1].argmax(axis=0)
+            late = np.take_along_axis(group, last[None], axis=0)[0]
             missed = np.maximum(0, np.ceil((late - now - trip / 2) / period))
-            # The lane that polls has its word, then the others of the warp look at theirs.
-            now = np.where(stale, now + missed * period + 2 * trip, now)
+            any_missing = missing.any(axis=0)
+            asked = np.where(any_missing, now + missed * period + trip, asked)
+            now = np.where(any_missing, asked + trip, now)
     return max(floor, float(now.max()))

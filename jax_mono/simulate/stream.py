@@ -1,35 +1,82 @@
 """The tapes of a device as fluids: all pumps that have room share the memory's bandwidth.
 
-A pump runs ahead of its block by what the ring holds and rests when the ring is full. Pumps that run get equal shares
-of the device's rate, and no more than one block can take. Progress is kept in a common coordinate, the bytes that a
-pump would have read had it never rested (processor sharing: Kleinrock, Queueing systems II, 1976), so that a change of
-the number of pumps costs nothing per pump.
+A pump runs ahead of its block by what the ring holds. When the ring is full it rests, or fetches what comes next into
+the second-level cache; what lies there is then copied into the ring without the memory. A pump that goes on after a
+rest has its first bytes after a latency, which later ones hide. Pumps that read memory get equal shares of the
+device's rate, and no more than each can take. Progress is kept per *way* of reading, in a common coordinate, the bytes
+that a pump would have read had it read in that way since the start (processor sharing: Kleinrock, Queueing systems II,
+1976), so that a change of the number of pumps costs nothing per pump.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+_NOTHING = 1e-2
+"""Bytes that are lost to rounding."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Ahead:
+    """How a pump with a full ring goes on.
+
+    Attributes:
+        size: Bytes by which it may be ahead of the ring.
+        rate: Bytes per nanosecond at which it fetches them.
+        near_rate: Bytes per nanosecond at which they come into the ring.
+        near_latency: Nanoseconds until the first of them are there.
+        most: Bytes per nanosecond that come into all rings together at most.
+    """
+
+    size: float
+    rate: float
+    near_rate: float
+    near_latency: float = 0.0
+    most: float = math.inf
+
+
+@dataclass(eq=False)
+class _Way:
+    """Pumps that read in the same way.
+
+    Attributes:
+        most: Bytes per nanosecond of one of them at most.
+        common: Bytes that each would have read so far.
+        count: How many there are.
+        queue: (common coordinate, block, turn) of their next stops.
+    """
+
+    most: float
+    common: float = 0.0
+    count: int = 0
+    queue: list[tuple[float, int, int]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class _Pump:
     """One block's pump; positions are bytes of its tape since the start.
 
     Attributes:
-        position: Read so far; while it runs, minus the common coordinate.
+        position: What is in the ring or was multiplied, when it was looked at last.
+        ahead: Bytes behind that in the cache, likewise.
+        seen: The way's coordinate at that time.
         needed: End of the product at hand.
-        limit: How far it may run.
-        running: Whether it does.
+        limit: How far the ring may be filled.
+        way: How it reads; None while it rests or wakes up.
+        waking: Whether its first bytes after a rest are on their way.
         waiting: Whether the block waits for ``needed``.
-        turn: Which of its entries in the queue is valid.
+        turn: Which of its entries in a queue is valid.
     """
 
     position: float = 0.0
+    ahead: float = 0.0
+    seen: float = 0.0
     needed: float = 0.0
     limit: float = 0.0
-    running: bool = False
+    way: _Way | None = None
+    waking: bool = False
     waiting: bool = False
     turn: int = 0
 
@@ -42,28 +89,62 @@ class Stream:
         rate: Bytes per nanosecond of the device.
         block_rate: Bytes per nanosecond of one pump at most.
         ring: Bytes by which a pump may be ahead.
+        ahead: How it goes on when the ring is full; None if it rests.
+        latency: Nanoseconds until the first bytes are there after a rest.
     """
 
-    def __init__(self, blocks: int, rate: float, block_rate: float, ring: float) -> None:
-        self._rate, self._block_rate, self._ring = rate, block_rate, ring
+    def __init__(
+        self,
+        blocks: int,
+        rate: float,
+        block_rate: float,
+        ring: float,
+        *,
+        ahead: Ahead | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        self._rate, self._now, self._latency = rate, 0.0, latency
+        self._wakes: list[tuple[float, int, int]] = []
+        ahead = ahead or Ahead(0.0, 0.0, 0.0)
+        self._most_ahead, self._most, self._near_latency = ahead.size, ahead.most, ahead.near_latency
+        self._ring, self._ahead, self._near = _Way(block_rate), _Way(ahead.rate), _Way(ahead.near_rate)
         self._pumps = [_Pump() for _ in range(blocks)]
-        self._running, self._common, self._now = 0, 0.0, 0.0
-        self._queue: list[tuple[float, int, int]] = []
-        for block in range(blocks):
-            self._extend(block, ring)
+        for block, pump in enumerate(self._pumps):
+            pump.limit = ring
+            self._go_on(block)
 
     @property
     def rate(self) -> float:
-        """Bytes per nanosecond that all pumps read at the moment."""
-        return min(self._rate, self._running * self._block_rate)
+        """Bytes per nanosecond that come into all rings at the moment."""
+        return sum(way.count * self._rate_of(way) for way in (self._ring, self._near))
+
+    def _rate_of(self, way: _Way) -> float:
+        """Bytes per nanosecond of each pump of a way: equal shares of the memory, unless some cannot take theirs."""
+        if way.count == 0:
+            return 0.0
+        if way is self._near:
+            return min(way.most, (self._most - self._ring.count * self._rate_of(self._ring)) / way.count)
+        other = self._ahead if way is self._ring else self._ring
+        share = self._rate / (way.count + other.count)
+        if other.most < share:
+            share = (self._rate - other.count * other.most) / way.count
+        return min(way.most, share)
 
     def next_event(self) -> float:
-        """When a pump comes to the end of a product or of its ring; infinity if none runs."""
-        while self._queue and self._pumps[self._queue[0][1]].turn != self._queue[0][2]:
-            heapq.heappop(self._queue)
-        if not self._queue:
-            return math.inf
-        return self._now + max(0.0, self._queue[0][0] - self._common) * self._running / self.rate
+        """When a pump comes to a stop, or the block at the end of a product; infinity if none runs."""
+        soonest = self._wakes[0][0] if self._valid(self._wakes) else math.inf
+        for way in (self._ring, self._ahead, self._near):
+            self._valid(way.queue)
+            if way.queue:
+                left = max(0.0, way.queue[0][0] - way.common)
+                soonest = min(soonest, self._now + left / self._rate_of(way))
+        return soonest
+
+    def _valid(self, queue: list[tuple[float, int, int]]) -> bool:
+        """Drops entries that became obsolete from the front of a queue; whether there is another one."""
+        while queue and self._pumps[queue[0][1]].turn != queue[0][2]:
+            heapq.heappop(queue)
+        return bool(queue)
 
     def advance(self, now: float) -> list[int]:
         """Goes on to ``now``, which must not lie behind :meth:`next_event`.
@@ -71,27 +152,24 @@ class Stream:
         Returns:
             Blocks whose product has all its weights by then.
         """
-        if self._running:
-            self._common += (now - self._now) * self.rate / self._running
+        ways = (self._ring, self._ahead, self._near)
+        for way, rate in [(way, self._rate_of(way)) for way in ways]:
+            way.common += (now - self._now) * rate
         self._now = now
         ready = []
-        while self._queue:
-            at, block, turn = self._queue[0]
-            pump = self._pumps[block]
-            if pump.turn == turn and at > self._common + 1e-6:
-                break
-            heapq.heappop(self._queue)
-            if pump.turn != turn:
-                continue
-            if pump.waiting:
-                pump.waiting = False
-                ready.append(block)
-            if pump.position + self._common >= pump.limit - 1e-6:
-                pump.position += self._common
-                pump.running = False
-                self._running -= 1
-            else:
-                self._enqueue(block)
+        while self._valid(self._wakes) and self._wakes[0][0] <= now:
+            block = heapq.heappop(self._wakes)[1]
+            self._pumps[block].waking = False
+            self._go_on(block, awake=True)
+        for way in ways:
+            while self._valid(way.queue) and way.queue[0][0] <= way.common + _NOTHING:
+                block = heapq.heappop(way.queue)[1]
+                pump = self._pumps[block]
+                self._settle(pump)
+                if pump.waiting and pump.position >= pump.needed - _NOTHING:
+                    pump.waiting = False
+                    ready.append(block)
+                self._go_on(block)
         return ready
 
     def begin(self, block: int, size: float) -> bool:
@@ -101,25 +179,54 @@ class Stream:
             Whether all its weights are there already; else :meth:`advance` tells when they are.
         """
         pump = self._pumps[block]
+        self._settle(pump)
         pump.needed += size
-        position = pump.position + (self._common if pump.running else 0.0)
-        pump.waiting = position < pump.needed - 1e-6
-        waiting = pump.waiting
-        self._extend(block, size)
-        return not waiting
-
-    def _extend(self, block: int, size: float) -> None:
-        pump = self._pumps[block]
         pump.limit += size
-        if not pump.running and size > 0:
-            pump.position -= self._common
-            pump.running = True
-            self._running += 1
-        if pump.running:
-            self._enqueue(block)
+        pump.waiting = pump.position < pump.needed - _NOTHING
+        self._go_on(block)
+        return not pump.waiting
 
-    def _enqueue(self, block: int) -> None:
+    def _settle(self, pump: _Pump) -> None:
+        """Brings a pump's numbers up to now."""
+        if pump.way is None:
+            return
+        moved = pump.way.common - pump.seen
+        pump.seen = pump.way.common
+        if pump.way is not self._ahead:
+            pump.position += moved
+        if pump.way is not self._ring:
+            pump.ahead += moved if pump.way is self._ahead else -moved
+
+    def _go_on(self, block: int, *, awake: bool = False) -> None:
+        """Chooses how a settled pump reads from now on, and where it stops.
+
+        Args:
+            block: Whose pump.
+            awake: Whether its first bytes are there, if it rested.
+        """
         pump = self._pumps[block]
+        if pump.waking:
+            return
+        rested = pump.way is None or pump.way is self._ahead
+        if pump.way is not None:
+            pump.way.count -= 1
+            pump.way = None
         pump.turn += 1
-        stop = pump.needed if pump.waiting else pump.limit
-        heapq.heappush(self._queue, (stop - pump.position, block, pump.turn))
+        stop = (pump.needed if pump.waiting else pump.limit) - pump.position
+        near = pump.ahead > _NOTHING
+        latency = self._near_latency if near else self._latency
+        if stop > _NOTHING and rested and not awake and latency:
+            pump.waking = True
+            heapq.heappush(self._wakes, (self._now + latency, block, pump.turn))
+            return
+        if stop > _NOTHING and near:
+            pump.way, stop = self._near, min(stop, pump.ahead)
+        elif stop > _NOTHING:
+            pump.way = self._ring
+        elif pump.ahead < self._most_ahead - _NOTHING:
+            pump.way, stop = self._ahead, self._most_ahead - pump.ahead
+        else:
+            return
+        pump.way.count += 1
+        pump.seen = pump.way.common
+        heapq.heappush(pump.way.queue, (pump.seen + stop, block, pump.turn))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from jax_mono.placement import Placement
 from jax_mono.topology import H100, H200, MI300X, Topology
 
 
@@ -31,20 +32,22 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Work:
-    """What a block does after it has received a hand-off, beside the product.
+    """What a block does around a hand-off, beside waiting.
 
     Attributes:
-        trips: Loads that wait for each other, such as those of a norm's scale.
-        barriers: Barriers of the block, those of reductions included.
+        barriers: Barriers of the block after the words have come, those of reductions included.
+        code: Instructions from then to the end of the stage's input.
+        early: Instructions between what came before and the first look; the words travel meanwhile.
     """
 
-    trips: int
     barriers: int
+    code: int = 0
+    early: int = 0
 
 
 @dataclass(frozen=True)
 class Program:
-    """How a program reads hand-offs.
+    """How a program reads hand-offs, and how much code it runs.
 
     Attributes:
         name: For tables.
@@ -52,13 +55,16 @@ class Program:
         warp: Threads that poll together.
         batch: Words that a thread asks for before it looks at the first, by channel; others take ``usual_batch``.
         usual_batch: The same for other channels.
-        polls: ``together``: a thread asks again for all words that are not there. ``each``: it waits for one word after
-            the other; of a warp one lane polls, and the others look again when it has its word.
+        polls: ``together``: a thread asks again for all words that are not there. ``last``: it waits for the last of
+            them, then asks for all again.
         pause_ns: Between two polls.
         clusters: Blocks that share the polls of a hand-off among them.
-        work: By channel, what follows a receive.
+        work: By channel, what belongs to a receive.
+        code: By channel, instructions that make the words which are published there.
         product_barriers: Barriers of a product.
-        computes: Whether it looks up embeddings, reads the KV cache and asks the host, or only moves weights and words.
+        kv_positions: Positions whose keys and values a block asks for at once; 0 for a program without arithmetic,
+            which does not read them, looks up no embedding and does not ask the host.
+        kv_code: Instructions for each further so many positions, which wait for their keys and values.
     """
 
     name: str
@@ -66,12 +72,19 @@ class Program:
     warp: int
     batch: MappingProxyType[str, int]
     usual_batch: int
-    polls: Literal["together", "each"]
+    polls: Literal["together", "last"]
     pause_ns: float
     clusters: int = 1
     work: MappingProxyType[str, Work] = field(default_factory=lambda: MappingProxyType({}))
+    code: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
     product_barriers: int = 0
-    computes: bool = True
+    kv_positions: int = 0
+    kv_code: int = 0
+
+    @property
+    def computes(self) -> bool:
+        """Whether it computes anything, or only moves weights and words."""
+        return self.kv_positions > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +93,14 @@ class Timing:
 
     Attributes:
         topology: What the device is.
-        stream_rate: Of the memory, read as tapes by all blocks.
+        stream_rate: Of the memory, read as tapes by all blocks, wherever these lie.
+        placed_rate: The same if every block reads memory of its own side of the device.
         block_rate: Of one block's tape at most.
+        copied_bytes: Of a block's tape, on their way at once.
         ring_bytes: By which a block's pump may be ahead.
+        ahead_bytes: By which it may be ahead of that in the second-level cache, once its ring is full.
+        ahead_rate: At which it fetches them into that cache.
+        near_rate: At which it takes them from there.
         product_rate: At which one block multiplies weights that are there.
         fabric_rate: Between the caches and all blocks.
         trip_ns: From asking for a word to having it, nothing else going on.
@@ -90,14 +108,21 @@ class Timing:
         peer_ns: The same for a load on another device.
         memory_ns: A load that no cache answers.
         barrier_ns: A barrier of a block.
+        code_ns: An instruction of a stage, which is fetched anew for every layer; under load it takes longer, as trips
+            do.
         host_ns: A look at the host's memory, which one block takes once per token.
         program: How hand-offs are read.
     """
 
     topology: Topology
     stream_rate: Parameter
+    placed_rate: Parameter
     block_rate: Parameter
+    copied_bytes: Parameter
     ring_bytes: Parameter
+    ahead_bytes: Parameter
+    ahead_rate: Parameter
+    near_rate: Parameter
     product_rate: Parameter
     fabric_rate: Parameter
     trip_ns: Parameter
@@ -105,6 +130,7 @@ class Timing:
     peer_ns: Parameter
     memory_ns: Parameter
     barrier_ns: Parameter
+    code_ns: Parameter
     host_ns: Parameter
     program: Program
 
@@ -127,30 +153,41 @@ class Timing:
         made = {name: Parameter(getattr(known, name).value * part, "assumed", note) for name in names}
         return dataclasses.replace(self, **made)
 
+    def tape_rate(self, placement: Placement) -> float:
+        """Of the memory, in bytes per nanosecond, for tapes that lie as a plan says.
+
+        A byte of another side takes longer than one of the own side. Tapes that take turns in granules lie on their
+        blocks' sides, if the pattern is right; others are spread over all sides alike.
+        """
+        return (self.placed_rate if placement.interleaved else self.stream_rate).value
+
     def parameters(self) -> dict[str, Parameter]:
         """All numbers by name."""
         return {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Parameter)}
 
-    def load_factor(self, stream_rate: float, polled_bytes: float) -> float:
+    def load_factor(self, stream_rate: float, polled_bytes: float, blocks: int) -> float:
         """How much longer trips take while others use the fabric.
 
         Waiting in a queue with one server, random arrivals and equal service is ``u / (2 (1 - u))`` services long
         (Pollaczek-Khinchine); a trip is taken for one service. Polls slow themselves down: a reader asks again only
-        when the answer is there. The factor that agrees with itself is found by bisection.
+        when the answer is there. The factor that agrees with itself is found by bisection. The queue holds no more than
+        all copies and polls that are under way at once.
 
         Args:
             stream_rate: What the pumps take, bytes per nanosecond.
             polled_bytes: What all waiting readers ask for at once, bytes.
+            blocks: Blocks of the GPU.
 
         Returns:
             A factor of at least 1.
         """
         trip, pause, fabric = self.trip_ns.value, self.program.pause_ns, self.fabric_rate.value
+        longest = (blocks * self.copied_bytes.value + polled_bytes) / fabric / trip
 
         def use(factor: float) -> float:
             return min(0.98, (stream_rate + polled_bytes / (trip * factor + pause)) / fabric)
 
-        low, high = 1.0, 50.0
+        low, high = 1.0, 1.0 + longest
         for _ in range(20):
             middle = (low + high) / 2
             u = use(middle)
@@ -161,71 +198,103 @@ class Timing:
         return low
 
 
-_EACH_WORK = MappingProxyType(
+INSTRUCTION_BYTES = 16
+"""Of Hopper's, in which code is counted."""
+
+_CODE_US_PER_KB = 0.16
+"""Of a stage on an idle device. Over variants of the same stages in a running program it was 0.36 (H200); behind a
+stream of 4.62 TB/s a trip takes 2.2 times as long as on an idle device (:meth:`Timing.load_factor`), and so does the
+code."""
+
+_ALL = 1 << 20
+
+# Instructions on the way of a warp, counted in the machine code of laneformer-2b's plan of 4 devices of 32 blocks
+# (nvdisasm with line numbers), without what is not taken: slow paths of divisions, calls of waits, traces. To a
+# tenth in layers; which paths sampling takes is an estimate.
+_WORK = MappingProxyType(
     {
-        "residual_attention": Work(1, 3),  # the norm's scale; a reduction of two barriers, one behind the stores
-        "residual_mlp": Work(1, 3),
-        "final_sum": Work(1, 3),
-        "qkv": Work(1, 8),  # rotary table; rotation, then the softmax's parts of all warps
-        "attention": Work(0, 4),  # weights of the splits
-        "activation": Work(0, 1),
-        "inbox_attention": Work(0, 1),
-        "inbox_mlp": Work(0, 1),
-        "final_inbox": Work(0, 0),
-        "summary": Work(0, 6),  # reductions of the block's own summary and of all
-        "logits": Work(0, 12),
-        "choice": Work(0, 0),
+        "residual_attention": Work(3, code=246, early=318),  # pushed sums, addresses, the norm's scale; then the norm
+        "residual_mlp": Work(3, code=246, early=315),
+        "qkv": Work(2, code=80, early=262),  # keys and values of the first positions are asked for early
+        "attention": Work(3, code=350, early=78),
+        "activation": Work(1, code=193, early=42),
+        "inbox_attention": Work(1, code=195, early=60),
+        "inbox_mlp": Work(1, code=195, early=60),
+        "final_inbox": Work(1, code=320, early=360),
+        "final_sum": Work(3, code=246, early=178),
+        "summary": Work(4, code=580, early=40),
+        "logits": Work(12, code=2500),
+        "choice": Work(0),
     }
 )
 
 RESIDENT = Program(
-    "resident program, one word after the other",
-    threads=512,
+    "resident program",
+    threads=256,
     warp=32,
     batch=MappingProxyType(
-        {"residual_attention": 1 << 20, "residual_mlp": 1 << 20, "final_sum": 1 << 20, "attention": 1}
+        {"residual_attention": _ALL, "residual_mlp": _ALL, "final_sum": _ALL, "activation": 2, "qkv": 1}
     ),
     usual_batch=4,
-    polls="each",
+    polls="last",
     pause_ns=32,
-    work=_EACH_WORK,
+    work=_WORK,
+    code=MappingProxyType(
+        {
+            "qkv": 70,
+            "attention": 589,
+            "residual_attention": 95,
+            "activation": 165,
+            "residual_mlp": 95,
+            "final_sum": 60,
+            "summary": 700,
+        }
+    ),
     product_barriers=2,
+    kv_positions=16,
+    # Asked for a round ahead, but the compiler takes the words apart at once, and so waits.
+    kv_code=245,
 )
-"""ffi/kernel as it is: wait_long, hold_and_store, o_stage."""
+"""ffi/kernel as it is: Link::wait_for and read, hold_and_store, o_stage, attend."""
 
-TOGETHER = dataclasses.replace(
-    RESIDENT,
-    name="resident program, all words together",
+SKELETON = Program(
+    "skeleton",
+    threads=512,
+    warp=32,
     batch=MappingProxyType({}),
-    usual_batch=1 << 20,
+    usual_batch=_ALL,
     polls="together",
-)
-"""The same stages, if hand-offs were read as the skeletons do."""
-
-SKELETON = dataclasses.replace(
-    TOGETHER,
-    name="skeleton",
     # All threads must have the vector before the product, and all warps the product before it is published.
-    work=MappingProxyType(dict.fromkeys(_EACH_WORK, Work(0, 1))),
+    work=MappingProxyType(dict.fromkeys(_WORK, Work(1))),
     product_barriers=1,
     pause_ns=100,
     clusters=2,
-    computes=False,
 )
-"""Throw-away programs that moved the real bytes in the real order and computed nothing: no norms, no softmax."""
+"""Throw-away programs that moved the real bytes in the real order and computed nothing: no norms, no softmax. Their
+code was short enough to stay in the caches."""
+
+_COPIED = 48 * 1024
+"""Bytes of the tape that a block has under way."""
 
 
 def _hopper(topology: Topology, stream: Parameter, program: Program) -> Timing:
     trip = (2.8e3 - 1.2e3) / 3
+    memory = 36 * 1024 / (4620 / 132)
+    ring, slots = (31 * 6 * 1024, "31 slots of 6 KiB; 30 to 34, by the plan")
+    if not program.computes:
+        ring, slots = 16 * 12 * 1024, "16 slots of 12 KiB"
     return Timing(
         topology=topology,
         stream_rate=stream,
+        placed_rate=dataclasses.replace(stream, note="the same: all memory is equally near"),
         block_rate=Parameter(
-            48 * 1024 / (36 * 1024 / (4620 / 132)),
-            "derived",
-            "four copies of 12 KiB, 36 KiB under way at 4.62 TB/s (H200)",
+            _COPIED / memory, "derived", "48 KiB may be under way, and 36 KiB are at 4.62 TB/s (H200)"
         ),
-        ring_bytes=Parameter(16 * 12 * 1024, "counted", "16 slots of 12 KiB"),
+        copied_bytes=Parameter(_COPIED, "counted", "8 copies of 6 KiB, or 4 of 12 KiB"),
+        ring_bytes=Parameter(ring, "counted", slots),
+        ahead_bytes=Parameter(60 * 6 * 1024 if program.computes else 0, "counted", "60 slots of 6 KiB (arch/sm_90a.h)"),
+        ahead_rate=Parameter(6 * 1024 / (340 / 1.755), "counted", "a slot of 6 KiB in 340 clocks of 1.755 GHz"),
+        near_rate=Parameter(_COPIED / trip, "derived", "48 KiB under way, there in a trip"),
         product_rate=Parameter(13_500 / 132, "measured", "tensor cores on weights at hand, 13 to 14 TB/s (H200)"),
         fabric_rate=Parameter(6_500, "assumed", "6 to 7 TB/s was estimated for an H200, not measured"),
         trip_ns=Parameter(
@@ -235,8 +304,13 @@ def _hopper(topology: Topology, stream: Parameter, program: Program) -> Timing:
         peer_ns=Parameter(
             2.6e3 - 1.2e3 - 1.5 * trip, "derived", "exchange over 4 GPUs 2.6 us, of which 1.2 are local (H200)"
         ),
-        memory_ns=Parameter(36 * 1024 / (4620 / 132), "derived", "36 KiB per block under way at 4.62 TB/s (H200)"),
+        memory_ns=Parameter(memory, "derived", "36 KiB per block under way at 4.62 TB/s (H200)"),
         barrier_ns=Parameter(30, "assumed", "about 50 clocks"),
+        code_ns=Parameter(
+            _CODE_US_PER_KB * INSTRUCTION_BYTES,
+            "derived",
+            "0.16 us per KB: 0.36 over variants of the same stages, behind a stream that slows trips 2.2 times (H200)",
+        ),
         host_ns=Parameter(1500 if program.computes else 0, "assumed", "a round trip over PCIe"),
         program=program,
     )
@@ -249,9 +323,14 @@ _H200_STREAM = Parameter(4620, "measured", "one tape per block through bulk copi
 def _mi300x(program: Program) -> Timing:
     return Timing(
         topology=MI300X,
-        stream_rate=Parameter(4300, "assumed", "reads reach 4.0 to 4.4 TB/s, 4.8 with cache hints, as others report"),
-        block_rate=Parameter(2 * 4300 / 304, "assumed", "twice the even share"),
-        ring_bytes=Parameter(48 * 1024, "counted", "8 waves hold a piece of 6 KiB each in registers"),
+        stream_rate=Parameter(4200, "assumed", "reads reach 4.0 to 4.4 TB/s, as others report"),
+        placed_rate=Parameter(4800, "assumed", "4.8 TB/s with tapes on the blocks' own sides, as others report"),
+        block_rate=Parameter(2 * 4800 / 304, "assumed", "twice the even share"),
+        copied_bytes=Parameter(48 * 1024, "counted", "8 waves hold a piece of 6 KiB each in registers"),
+        ring_bytes=Parameter(48 * 1024, "counted", "the same"),
+        ahead_bytes=Parameter(0, "counted", "nothing is fetched ahead of the registers"),
+        ahead_rate=Parameter(0, "counted", "likewise"),
+        near_rate=Parameter(0, "counted", "likewise"),
         product_rate=Parameter(
             2.1 * 64 * 4 / 5,
             "counted",
@@ -265,12 +344,17 @@ def _mi300x(program: Program) -> Timing:
         peer_ns=Parameter(0, "assumed", ""),
         memory_ns=Parameter(1000, "assumed", "as on Hopper"),
         barrier_ns=Parameter(30, "assumed", "about 60 clocks"),
+        code_ns=Parameter(
+            _CODE_US_PER_KB * INSTRUCTION_BYTES,
+            "assumed",
+            "as on Hopper; less if what a layer runs stays in the 64 KB that two compute units share",
+        ),
         host_ns=Parameter(1500 if program.computes else 0, "assumed", "a round trip over PCIe"),
-        program=dataclasses.replace(program, warp=64),
+        program=dataclasses.replace(program, threads=512, warp=64),
     ).with_handoff(1500)
 
 
-PROGRAMS = {"resident": RESIDENT, "together": TOGETHER, "skeleton": SKELETON}
+PROGRAMS = {"resident": RESIDENT, "skeleton": SKELETON}
 
 
 def timing(device: str, program: str = "resident") -> Timing:

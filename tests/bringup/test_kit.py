@@ -117,7 +117,18 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_names_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bringup", "--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == ["doctor", "flags", "peers", "pollers", "pages", "stream", "faults", "bench", "parity"]
+    assert listed == [
+        "doctor",
+        "flags",
+        "peers",
+        "pollers",
+        "pages",
+        "stream",
+        "faults",
+        "bench",
+        "placement",
+        "parity",
+    ]
     assert main(["bringup", "--dry-run", "--out", str(tmp_path), "--only", "doctor,flag"]) == 2
     assert "there is no step 'flag'; there are doctor, flags" in capsys.readouterr().err
 

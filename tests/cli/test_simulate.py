@@ -21,9 +21,19 @@ def test_a_prediction(run, tmp_path: Path) -> None:
 def test_a_prediction_as_json_and_what_it_depends_on(run) -> None:
     arguments = ("simulate", "tiny-laneformer", "--device", "mi300x", "--devices", "4", "--json")
     found = [json.loads(run(*arguments, *more).out) for more in ((), ("--handoff-us", "3"), ("--delay", "0"))]
+    found.append(json.loads(run(*arguments, "--code-us", "0").out))
     assert found[0]["blocks"] == 8 and found[0]["parameters"]["stream_rate"]["origin"] == "assumed"
-    assert found[0]["tokens_per_second"] > max(other["tokens_per_second"] for other in found[1:])
+    assert found[0]["tokens_per_second"] > max(other["tokens_per_second"] for other in found[1:3])
+    assert found[3]["tokens_per_second"] > 1.1 * found[0]["tokens_per_second"]
     assert found[1]["token_us"] > found[1]["stream_us"]
+
+
+def test_placement_can_be_switched_off(run) -> None:
+    arguments = ("simulate", "tiny-laneformer", "--device", "mi300x", "--json")
+    found = [json.loads(run(*arguments, *more).out) for more in ((), ("--placement", "off"), ("--groups", "1"))]
+    assert [made["placed"] for made in found] == [True, False, True]
+    assert [made["groups"] for made in found] == [4, 4, 1]
+    assert found[1]["stream_us"] > found[0]["stream_us"]
 
 
 def test_parameters_have_origins(run) -> None:
@@ -49,6 +59,7 @@ def test_sensitivity(run) -> None:
     [
         (["tiny", "--delay", "1"], "--delay needs a model with lanes"),
         (["tiny", "--handoff-us", "0"], "--handoff-us is 0, must be positive"),
+        (["tiny", "--code-us", "-1"], "--code-us is -1, must not be negative"),
         (["tiny", "--bandwidth", "-1"], "--bandwidth is -1, must be positive"),
         (["tiny", "--device", "h100", "--devices", "9"], "a host has 1 to 8 devices h100, not 9"),
         (["llama-3.1-8b", "--device", "h100", "--blocks", "200"], "h100 has 132 compute units, not 200"),
