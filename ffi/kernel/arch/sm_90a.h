@@ -57,6 +57,7 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
+constexpr int kPositionsAtOnce = 2;  // of a team of lanes in attention
 
 // PTX 8.3: a 128-bit access is single-copy atomic. System scope where peers write here, too.
 MONO_DEVICE Word load_word(const Word* at) {

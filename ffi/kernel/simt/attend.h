@@ -27,10 +27,16 @@ constexpr i32 kQueries = Shape::queries_per_kv;
 constexpr i32 kSharers = arch::kWarps > kQueries ? arch::kWarps / kQueries : 1, kQueriesAtOnce = arch::kWarps / kSharers;
 constexpr i32 kTeams = kSharers * kTeamsPerWarp;  // that share the positions
 
-template <class T>
-struct alignas(kUnit * sizeof(T)) Unit {
-  T values[kUnit];
+// So many 16-bit numbers as they lie in memory. Registers hold them as words until they are needed: to take one apart is to
+// wait for it.
+struct alignas(8) Unit {
+  u32 words[kUnit / 2];
 };
+template <class T>
+MONO_DEVICE float element(const Unit& unit, i32 k) {
+  static_assert(sizeof(T) == 2);
+  return arch::to_float(T{u16(unit.words[k / 2] >> (k % 2 * 16))});
+}
 
 // A lane's part of one query: the unnormalised output with its maximum and sum.
 struct Part {
@@ -53,10 +59,10 @@ MONO_DEVICE void join(Part& part, int mask) {
 // The k-th element of this lane is element head_index(k) of the head, if that is below head_dim.
 MONO_DEVICE i32 head_index(i32 k) { return (arch::lane() % kTeam + k / kUnit * kTeam) * kUnit + k % kUnit; }
 
-// A lane's part of the key and the value of one position.
-template <class T>
+// A lane's parts of the keys and the values that a team works on at once. More than one hide each other's latency.
+constexpr i32 kAtOnce = arch::kPositionsAtOnce;
 struct Round {
-  Unit<T> key[kUnitsPerLane], value[kUnitsPerLane];
+  Unit key[kAtOnce][kUnitsPerLane], value[kAtOnce][kUnitsPerLane];
 };
 
 // Which positions a split's teams take.
@@ -67,37 +73,40 @@ struct Positions {
   MONO_DEVICE Positions(const Visible& v, Shape h, i32 split) : visible(v), first(v.first_of(h, split)) {
     count = ((visible.last_chunk - first) / h.kv_splits + 1) * h.kv_chunk;
   }
-  // The position of this thread's team in the round from `begin` on, or -1 where there is none.
-  MONO_DEVICE i32 of_team(i32 begin) const {
-    const i32 i = begin + arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam;
+  // The n-th position of this thread's team in the round from `begin` on, or -1 where there is none.
+  MONO_DEVICE i32 of_team(i32 begin, i32 n) const {
+    const i32 i = begin + n * kTeams + arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam;
     const i32 p = (first + i / Shape::kv_chunk * Shape::kv_splits) * Shape::kv_chunk + i % Shape::kv_chunk;
     return i < count && p >= visible.first && p <= visible.position ? p : -1;
   }
   // Asks for what the cache has of it: the token's own position is not there yet.
   template <class T>
-  MONO_DEVICE Round<T> load(const T* keys, const T* values, i32 begin) const {
-    Round<T> round{};
-    const i32 p = of_team(begin);
-    if (p < 0 || p == visible.position) return round;
+  MONO_DEVICE Round load(const T* keys, const T* values, i32 begin) const {
+    Round round{};
     MONO_UNROLLED
-    for (i32 u = 0; u < kUnitsPerLane; ++u) {
-      const i64 at = i64(p) * Shape::head_dim + head_index(u * kUnit);
-      if (head_index(u * kUnit) >= Shape::head_dim) continue;
-      round.key[u] = *reinterpret_cast<const Unit<T>*>(keys + at);
-      round.value[u] = *reinterpret_cast<const Unit<T>*>(values + at);
+    for (i32 n = 0; n < kAtOnce; ++n) {
+      const i32 p = of_team(begin, n);
+      if (p < 0 || p == visible.position) continue;
+      MONO_UNROLLED
+      for (i32 u = 0; u < kUnitsPerLane; ++u) {
+        const i64 at = i64(p) * Shape::head_dim + head_index(u * kUnit);
+        if (head_index(u * kUnit) >= Shape::head_dim) continue;
+        round.key[n][u] = *reinterpret_cast<const Unit*>(keys + at);
+        round.value[n][u] = *reinterpret_cast<const Unit*>(values + at);
+      }
     }
     return round;
   }
 };
 
 template <class T>
-MONO_DEVICE Round<T> first_round(const T* keys, const T* values, const Visible& visible, i32 split, Shape h) {
+MONO_DEVICE Round first_round(const T* keys, const T* values, const Visible& visible, i32 split, Shape h) {
   return Positions(visible, h, split).load(keys, values, 0);
 }
 
 // Leaves every sharer's part of every query in near memory: [sharers, queries, head_dim + 2].
 template <class T>
-MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Round<T> round) {
+MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Round round) {
   constexpr i32 kSize = Shape::head_dim;
   const float scale = 1.0f / arch::sqrt(float(kSize));
   const float* own = s.scratch.query + kQueries * kSize;  // the position's key, rounded already, and value
@@ -110,33 +119,42 @@ MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& vis
     for (i32 k = 0; k < kOwn; ++k) query[k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
     // All lanes go round equally often, because a team's meet in shuffles.
     MONO_ROLLED
-    for (i32 begin = 0; begin < positions.count; begin += kTeams) {
-      const i32 p = positions.of_team(begin);
-      float key[kOwn], value[kOwn];
+    for (i32 begin = 0; begin < positions.count; begin += kAtOnce * kTeams) {
+      float score[kAtOnce], value[kAtOnce][kOwn], maximum = part.maximum;
       MONO_UNROLLED
-      for (i32 k = 0; k < kOwn; ++k) {
-        key[k] = arch::to_float(round.key[k / kUnit].values[k % kUnit]);
-        value[k] = arch::to_float(round.value[k / kUnit].values[k % kUnit]);
-      }
-      if (begin + kTeams < positions.count) round = positions.load(keys, values, begin + kTeams);
-      if (p == visible.position) {
+      for (i32 n = 0; n < kAtOnce; ++n) {
+        const bool newest = positions.of_team(begin, n) == visible.position;
+        score[n] = 0.0f;
         MONO_UNROLLED
         for (i32 k = 0; k < kOwn; ++k) {
-          key[k] = head_index(k) < kSize ? own[head_index(k)] : 0.0f;
-          value[k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+          float key = element<T>(round.key[n][k / kUnit], k % kUnit);
+          value[n][k] = element<T>(round.value[n][k / kUnit], k % kUnit);
+          if (newest) {
+            key = head_index(k) < kSize ? own[head_index(k)] : 0.0f;
+            value[n][k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+          }
+          score[n] += query[k] * key;
         }
       }
-      float score = 0.0f;
+      if (begin + kAtOnce * kTeams < positions.count) round = positions.load(keys, values, begin + kAtOnce * kTeams);
       MONO_UNROLLED
-      for (i32 k = 0; k < kOwn; ++k) score += query[k] * key[k];
-      for (i32 mask = kTeam / 2; mask; mask /= 2) score += arch::swapped(score, mask);
-      if (p < 0) continue;
-      const float maximum = score > part.maximum ? score : part.maximum;
-      const float shrink = weight_of(part.maximum, maximum), weight = weight_of(score, maximum);
+      for (i32 n = 0; n < kAtOnce; ++n) {
+        for (i32 mask = kTeam / 2; mask; mask /= 2) score[n] += arch::swapped(score[n], mask);
+        if (positions.of_team(begin, n) < 0) score[n] = -kInfinity;
+        maximum = score[n] > maximum ? score[n] : maximum;
+      }
+      const float shrink = weight_of(part.maximum, maximum);
       part.maximum = maximum;
-      part.sum = part.sum * shrink + weight;
+      part.sum *= shrink;
       MONO_UNROLLED
-      for (i32 k = 0; k < kOwn; ++k) part.out[k] = part.out[k] * shrink + weight * value[k];
+      for (i32 k = 0; k < kOwn; ++k) part.out[k] *= shrink;
+      MONO_UNROLLED
+      for (i32 n = 0; n < kAtOnce; ++n) {
+        const float weight = weight_of(score[n], maximum);
+        part.sum += weight;
+        MONO_UNROLLED
+        for (i32 k = 0; k < kOwn; ++k) part.out[k] += weight * value[n][k];
+      }
     }
     if (g + kQueriesAtOnce < kQueries) round = positions.load(keys, values, 0);
     MONO_ROLLED

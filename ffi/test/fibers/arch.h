@@ -157,7 +157,7 @@ namespace mono::MONO_VARIANT::arch {
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
-constexpr int kWordsInFlight = 4;
+constexpr int kWordsInFlight = 4, kPositionsAtOnce = 2;
 
 // Which words this block has loaded and stored so far, if the entry wants to know.
 struct Accesses {
