@@ -28,13 +28,20 @@ KNOWN = {
 USE_CPU = "set JAX_PLATFORMS=cpu to decode on the CPU"
 
 
+def kernel_sources() -> dict[str, str]:
+    """What GPU programs are compiled from, by the name under which the files include each other.
+
+    The library carries them; ``JAX_MONO_KERNELS`` names others.
+    """
+    named = os.environ.get("JAX_MONO_KERNELS")
+    if not named:
+        return native.kernel_sources()
+    return {path.relative_to(named).as_posix(): path.read_text() for path in sorted(Path(named).rglob("*.h"))}
+
+
 def architectures() -> tuple[str, ...]:
     """The architectures that there is a program for: one entry each among the sources."""
-    names: list[str] = list(native.kernel_sources())
-    named = os.environ.get("JAX_MONO_KERNELS")
-    if named:
-        names = [path.relative_to(named).as_posix() for path in Path(named).glob("kernel/entry/*.h")]
-    entries = [PurePosixPath(name) for name in names if name.startswith("kernel/entry/")]
+    entries = [PurePosixPath(name) for name in kernel_sources() if name.startswith("kernel/entry/")]
     return tuple(sorted(entry.stem for entry in entries))
 
 

@@ -17,7 +17,7 @@
 ``JAX_MONO_CACHE``              Directory of compiled GPU programs. Default: ``jax_mono`` in ``$XDG_CACHE_HOME`` or
                                 ``~/.cache``. Read by the native library.
 ``JAX_MONO_KERNELS``            Directory that holds ``kernel/``: GPU programs are compiled from there instead of from
-                                the sources in the library. For work on them. Read by the native library.
+                                the sources in the library. For work on them.
 ``JAX_MONO_TRACE``              File that every call writes (over) with the times at which its blocks came to the
                                 moments of a few tokens; ``jax-mono trace`` reads it. Calls of ``shard_map`` append
                                 ``.0``, ``.1`` and so on. Read by the native library.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_mono import native
+from jax_mono import gpus, native
 from jax_mono.extras import require
 from jax_mono.plan import Plan
 from jax_mono.record import plan_record
@@ -95,7 +95,7 @@ def assembly(
         plan: For GPUs (``target=jax_mono.plan.GPU``).
         dtype: Of the weights: ``bfloat16`` or ``float16``.
         toolchain: What to compile with.
-        sources: By the name under which they include each other; those of the library if None.
+        sources: By the name under which they include each other; :func:`jax_mono.gpus.kernel_sources` if None.
         options: Of clang.
 
     Raises:
@@ -105,7 +105,7 @@ def assembly(
     shape = native.gpu_shape(
         plan_record(plan), list(STORAGE).index(dtype), architecture=ARCHITECTURE, shared_memory=SHARED_MEMORY
     )
-    files = {**(native.kernel_sources() if sources is None else sources), "shape.h": shape.header}
+    files = {**(gpus.kernel_sources() if sources is None else sources), "shape.h": shape.header}
     with tempfile.TemporaryDirectory(prefix="jax_mono_") as directory:
         for name, text in files.items():
             path = Path(directory, name)

@@ -49,6 +49,18 @@ def test_what_the_compiler_says_is_passed_on() -> None:
         assembly(plan, "bfloat16", ziglang(), sources=sources)
 
 
+@needs_ziglang
+def test_sources_that_a_setting_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = tmp_path / "kernel/entry/gfx942.h"
+    entry.parent.mkdir(parents=True)
+    entry.write_text("#error these\n")
+    monkeypatch.setenv("JAX_MONO_KERNELS", str(tmp_path))
+    assert main([*MODEL, "--blocks", "9", "--out", str(tmp_path / "x")]) == 1
+    assert "error: these" in capsys.readouterr().err
+
+
 def test_no_ziglang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ziglang", None)
     assert main([*MODEL, "--out", str(tmp_path / "x")]) == 2

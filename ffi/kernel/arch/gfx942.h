@@ -130,7 +130,7 @@ MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
-constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
+constexpr int kWordsInFlight = 4;    // loads of one thread before it looks at the first
 constexpr int kPositionsAtOnce = 1;  // of a team of lanes in attention
 
 // The 16 aligned bytes of a lane are one element of one instruction: the memory pipeline gathers lanes into cache lines, and
@@ -174,11 +174,7 @@ MONO_DEVICE void store_place(u64* at, u64 key) {
 }
 MONO_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }  // 64 clocks
 MONO_DEVICE void yield() {}                                 // every block has its own processor
-MONO_DEVICE i64 nanoseconds() {
-  i64 ticks = i64(__builtin_amdgcn_s_memrealtime());  // of 100 MHz
-  asm volatile("" : "+v"(ticks));                     // see make_vector
-  return ticks * 10;
-}
+MONO_DEVICE i64 nanoseconds() { return i64(__builtin_amdgcn_s_memrealtime()) * 10; }  // counts at 100 MHz
 constexpr bool kTraces = kTraceCalls;
 MONO_DEVICE i64 trace_clock() { return nanoseconds(); }
 
