@@ -5,9 +5,11 @@
     JAX_PLATFORMS=cpu python scripts/bench_peers.py --model tiny-laneformer --runs 2
 
 Weights are random, the batch is 1, decoding is greedy, from --position on behind a KV cache that is taken as filled.
-One peer runs after the other, in a process of its own that is ended after --deadline seconds, weights and compilers
-included. A run has --new-tokens tokens, or fewer (at least 4) where they would take longer than --run-seconds. Standard
-output gets a JSON object per peer as soon as it is known, then a table; --out writes the objects to a file.
+Each peer has a process of its own, which is ended after --deadline seconds at work, weights and compilers included.
+One peer does all its runs after the other; with --in-turns all are in memory at once and take turns, run by run, which
+compares them where the machine's speed changes within minutes. A run has --new-tokens tokens, or fewer (at least 4)
+where they would take longer than --run-seconds. Standard output gets a JSON object per peer as soon as it is known,
+then a table; --out writes the objects to a file.
 
   kernel       the resident program of jax_mono
   limit        the same weights passed through it without arithmetic (GPU), or read by as many threads (CPU)
@@ -26,17 +28,16 @@ import importlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from peers.process import await_turn, measure_in_turns
 from peers.work import Missing, Peer, Work
 
 from jax_mono.cli import models, options
-from jax_mono.processes import end_session
 
 PEERS = {
     "kernel": "peers.kernel:Kernel",
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--blocks", type=options.count, help="of the resident program; if absent what is best")
     parser.add_argument("--peers", type=names, default=list(PEERS), help=f"which ones ({','.join(PEERS)})")
+    parser.add_argument("--in-turns", action="store_true", help="peers take turns, run by run, with all in memory")
     parser.add_argument("--out", type=Path, help="file for the JSON objects, one a line")
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -75,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.child:
-        print(json.dumps(measure(arguments.child, work, arguments)), flush=True)
+        print(json.dumps(measure(arguments.child, work, arguments, await_turn)), flush=True)
         return 0
     rows = []
     with open(arguments.out, "w") if arguments.out else contextlib.nullcontext() as lines:
-        for name in arguments.peers:
-            rows.append(about(arguments) | in_a_process(name, arguments, sys.argv[1:] if argv is None else argv))
+        for row in in_processes(arguments, sys.argv[1:] if argv is None else argv):
+            rows.append(about(arguments) | row)
             for stream in (sys.stdout, *([lines] if lines else [])):
                 print(json.dumps(rows[-1]), file=stream, flush=True)
     print_table(rows)
@@ -109,12 +111,14 @@ def work_of(arguments: argparse.Namespace) -> Work:
 
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
-    fields = ("model", "dtype", "context", "position", "devices")
+    fields = ("model", "dtype", "context", "position", "devices", "in_turns")
     return {"batch": 1, **{name: getattr(arguments, name) for name in fields}}
 
 
-def measure(name: str, work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures one peer in this process."""
+def measure(
+    name: str, work: Work, arguments: argparse.Namespace, await_turn: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Measures one peer in this process, which awaits its turn before each run."""
     module, _, kind = PEERS[name].partition(":")
     peer: Peer = getattr(importlib.import_module(module), kind)()
     started = time.perf_counter()
@@ -124,7 +128,11 @@ def measure(name: str, work: Work, arguments: argparse.Namespace) -> dict[str, A
             ready = time.perf_counter() - started
             few = peer.tokens_per_s(FEWEST)
             tokens = max(FEWEST, min(arguments.new_tokens, int(few * arguments.run_seconds)))
-            speeds = [peer.tokens_per_s(tokens) for _ in range(arguments.runs)]
+        speeds = []
+        for _ in range(arguments.runs):
+            await_turn()
+            with stdout_to_stderr():
+                speeds.append(peer.tokens_per_s(tokens))
     except Missing as error:
         return {"peer": name, "missing": str(error)}
     return {
@@ -132,6 +140,7 @@ def measure(name: str, work: Work, arguments: argparse.Namespace) -> dict[str, A
         "tokens_per_s": statistics.median(speeds),
         "tokens_per_s_min": min(speeds),
         "tokens_per_s_max": max(speeds),
+        "each_tokens_per_s": speeds,
         "new_tokens": tokens,
         "runs": len(speeds),
         "setup_s": ready,
@@ -153,35 +162,37 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def in_a_process(name: str, arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
-    """Measures one peer in a process, and ends that with all that it has started when its time is over."""
-    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--child", name]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        out, err = child.communicate(timeout=arguments.deadline)
-    except subprocess.TimeoutExpired:
-        return {"peer": name, "failed": f"no result within {arguments.deadline:g} s; raise --deadline"}
-    finally:
-        end_session(child)
-    if child.returncode != 0 or not out.strip():
-        last = [line for line in err.strip().splitlines() if line.strip()][-6:]
-        return {"peer": name, "failed": " | ".join(last) or f"ended with {child.returncode} and said nothing"}
-    return json.loads(out.strip().splitlines()[-1])
+def in_processes(arguments: argparse.Namespace, argv: list[str]) -> Iterator[dict[str, Any]]:
+    """Measures the peers in processes of their own, all at once in turns or one after the other."""
+    commands = {
+        name: [sys.executable, str(Path(__file__).resolve()), *argv, "--child", name] for name in arguments.peers
+    }
+    groups = [commands] if arguments.in_turns else [{name: command} for name, command in commands.items()]
+    for group in groups:
+        yield from measure_in_turns(group, arguments.deadline)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     print(f"\n{first['model']}, {first['dtype']}, batch 1, context {first['context']}, from {first['position']}")
-    limits = [row["tokens_per_s"] for row in rows if row["peer"] == "limit" and "tokens_per_s" in row]
+    limit = next((row for row in rows if row["peer"] == "limit" and "tokens_per_s" in row), None)
     print(f"{'peer':12} {'tokens/s':>10} {'lowest':>10} {'highest':>10} {'of limit':>9}  notes")
     for row in rows:
         if "tokens_per_s" not in row:
             print(f"{row['peer']:12} {'-':>10} {'':>10} {'':>10} {'':>9}  {row.get('missing') or row['failed']}")
             continue
         speeds = " ".join(f"{row[f'tokens_per_s{which}']:10.2f}" for which in ("", "_min", "_max"))
-        part = f"{row['tokens_per_s'] / limits[0]:9.1%}" if limits else f"{'':9}"
+        part = f"{part_of(limit, row):9.1%}" if limit else f"{'':9}"
         notes = "; ".join(str(row[key]) for key in ("loop", "compiled", "model_differs", "limit") if row.get(key))
         print(f"{row['peer']:12} {speeds} {part}  {notes}")
+
+
+def part_of(limit: dict[str, Any], row: dict[str, Any]) -> float:
+    """Which part of the limit a peer reaches, or reaches in the median round where they took turns."""
+    if not row["in_turns"]:
+        return row["tokens_per_s"] / limit["tokens_per_s"]
+    pairs = zip(row["each_tokens_per_s"], limit["each_tokens_per_s"], strict=True)
+    return statistics.median(speed / most for speed, most in pairs)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel.common import flax_logits, params_of, some_tokens
-from peers import flax_loop, flax_params, flax_step
+from peers import flax_loop, flax_params, flax_step, process
 from peers.work import Missing, Work, dense_twin
 from tiny import tiny
 
@@ -171,10 +171,47 @@ def test_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "no result within 0.05 s; raise --deadline" in capfd.readouterr().out
 
 
-def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    row = bench_peers.in_a_process("kernel", SimpleNamespace(deadline=10.0), [])
-    assert row == {"peer": "kernel", "failed": "ended with 1 and said nothing"}
+def test_peers_that_take_turns(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "peers.jsonl"
+    assert bench_peers.main([*SMALL, "--peers", "kernel,limit", "--in-turns", "--out", str(out)]) == 0
+    kernel, limit = (json.loads(line) for line in out.read_text().splitlines())
+    assert (kernel["peer"], limit["peer"]) == ("kernel", "limit") and kernel["in_turns"]
+    assert kernel["tokens_per_s"] == sum(kernel["each_tokens_per_s"]) / 2
+    parts = [a / b for a, b in zip(kernel["each_tokens_per_s"], limit["each_tokens_per_s"], strict=True)]
+    assert f"{sum(parts) / 2:.1%}" in capfd.readouterr().out
+
+
+PEER = """
+import sys
+for turn in range(2):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with open(sys.argv[2], "a") as order:
+        order.write(sys.argv[1])
+print("by the way")
+print('{"peer": "%s"}' % sys.argv[1])
+"""
+
+
+def test_turns_go_round(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    commands = {name: [sys.executable, "-c", PEER, name, str(order)] for name in "abc"}
+    assert [row["peer"] for row in process.measure_in_turns(commands, 60.0)] == ["a", "b", "c"]
+    assert order.read_text() == "abcabc"
+
+
+def test_processes_that_fail_say_why_and_others_go_on(tmp_path: Path) -> None:
+    commands = {
+        "false": ["/bin/false"],
+        "good": [sys.executable, "-c", PEER, "good", str(tmp_path / "order")],
+        "hangs": [sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(1000)"],
+        "breaks": [sys.executable, "-c", "print('ready', flush=True); input(); raise ValueError('no such weights')"],
+    }
+    failed, good, late, broken = process.measure_in_turns(commands, 5.0)
+    assert failed == {"peer": "false", "failed": "ended with 1 and said nothing"}
+    assert good == {"peer": "good"}
+    assert late == {"peer": "hangs", "failed": "no result within 5 s; raise --deadline"}
+    assert broken["failed"].endswith("ValueError: no such weights")
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
