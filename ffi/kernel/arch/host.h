@@ -202,7 +202,16 @@ MONO_DEVICE void scale_vector(const float* x, float factor, const float* scale, 
 
 constexpr int kTileRows = 8, kTileCols = 32;
 
-// The tape is one linear stream: hardware prefetch follows it, software prefetch only disturbs it (measured on Zen 4).
+// The tape is one linear stream, which hardware prefetches, but no further than to the end of a page of 4 KiB: products wait at
+// its beginning. So each line is asked for some lines ahead, into the second-level cache only: requests into the first
+// cost more than they save (measured on Zen 4).
+constexpr int kLinesAhead = 24, kLine = 64;
+template <class T>
+MONO_DEVICE void ask_ahead(const T* row) {
+  const char* at = reinterpret_cast<const char*>(row) + kLinesAhead * kLine;
+  for (int i = 0; i < int(kTileCols * sizeof(T)); i += kLine) __builtin_prefetch(at + i, 0, 2);
+}
+
 // Products of one tile (kTileRows rows of `chunks` chunks of kTileCols) with an activation vector. Activations are
 // stored in the weight type, which is what the products round them to on every target.
 template <class T>
@@ -214,6 +223,7 @@ MONO_DEVICE void dot_tile(const T* tile, const T* x, int chunks, float* out) {
     load(x + c * kTileCols + 16, x1);
     for (int r = 0; r < kTileRows; ++r) {
       const T* w = tile + (c * kTileRows + r) * kTileCols;
+      ask_ahead(w);
       Vec16 w0, w1;
       load(w, w0);
       load(w + 16, w1);
@@ -233,6 +243,7 @@ MONO_DEVICE void dot_tile<bf16>(const bf16* tile, const bf16* x, int chunks, flo
     __m512bh xs = (__m512bh)_mm512_loadu_si512(x + c * kTileCols);
     for (int r = 0; r < kTileRows; ++r) {
       const bf16* w = tile + (c * kTileRows + r) * kTileCols;
+      ask_ahead(w);
       acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_loadu_si512(w), xs);
     }
   }
