@@ -4,6 +4,7 @@
 #include "kernel/arch/host.h"
 #include "kernel/serial/workspace.h"
 #include "kernel/program.h"
+#include "kernel/serial/mix.h"
 #include "kernel/serial/ops.h"
 
 namespace mono::MONO_VARIANT {

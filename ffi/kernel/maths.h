@@ -55,7 +55,8 @@ MONO_DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
 
 // Pairwise sum in index order; overwrites the values. Lanes of a device first and devices second gives the same result as all
 // lanes at once when counts are powers of two, so a Laneformer's sums do not depend on the number of devices.
-MONO_DEVICE float tree_sum(float* values, int count) {
+template <class V>
+MONO_DEVICE V& tree_sum(V* values, int count) {
   MONO_UNROLLED
   for (int step = 1; step < count; step *= 2)
     MONO_UNROLLED
