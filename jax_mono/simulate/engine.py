@@ -63,15 +63,13 @@ def simulate(plan: Plan, timing: Timing, *, groups: int = 1, position: int = 48,
         Their trace and the time of one.
 
     Raises:
-        ValueError: The plan has more GPUs than a host, more blocks than a GPU has compute units, or groups that do not
-            share GPUs evenly.
+        ValueError: The plan has more blocks than a GPU has compute units, or groups that do not share GPUs evenly.
     """
     topology = timing.topology
     if plan.num_devices % groups:
         raise ValueError(f"{plan.num_devices} devices of a plan cannot be GPUs of {groups} groups each")
     if groups * plan.num_blocks > topology.units:
         raise ValueError(f"{topology.name} has {topology.units} compute units, not {groups * plan.num_blocks}")
-    topology.link_graph(plan.num_devices // groups)  # refuses too many
     engine = _Engine(plan, timing, groups, position, tokens + 1)
     engine.run()
     noted = np.stack([engine.devices[engine.stands_for[device]].noted for device in range(plan.num_devices)])
@@ -242,12 +240,23 @@ class _Engine:
         if step.device != self.first_peer[device.number, target.number]:
             return
         senders = self.senders[device.number, target.number]
-        near = [d for d in senders if d // self.groups == target.number // self.groups]
-        far = [d for d in senders if d not in near]
-        link = len(step.words) * _WORD_BYTES * blocks * self.groups / (timing.topology.link_rate.value / 1e9)
-        for sources, way in ((near, timing.store_ns.value), (far, timing.peer_ns.value)):
-            at = self.now + way * self.factor(device) + (link if sources is far else 0.0)
-            self.show(target, step, token, [d * blocks + number for d in sources], at)
+        ways: dict[float, list[int]] = {}
+        for sender in senders:
+            ways.setdefault(self.way(device, sender, target.number, step), []).append(sender)
+        for way, sources in ways.items():
+            self.show(target, step, token, [d * blocks + number for d in sources], self.now + way)
+
+    def way(self, device: Device, sender: int, receiver: int, step: Publish) -> float:
+        """Nanoseconds until words that a sender, which is like a device, stores are visible to a receiver."""
+        timing, gpu, other = self.timing, sender // self.groups, receiver // self.groups
+        if gpu == other:
+            return timing.store_ns.value * self.factor(device)
+        sent = len(step.words) * _WORD_BYTES * self.plan.num_blocks * self.groups  # by all blocks of the GPU
+        most = timing.topology.most_devices.whole
+        if gpu // most == other // most:
+            return timing.peer_ns.value * self.factor(device) + sent / (timing.topology.link_rate.value / 1e9)
+        peers = self.plan.num_devices // self.groups - most  # in other hosts, which one adapter serves
+        return timing.network_ns.value + sent * peers / timing.network_rate.value
 
     def show(self, device: Device, step: Publish, token: int, sources: list[int], at: float) -> None:
         """Words of some writers become visible; blocks that waited for the last of them are told."""

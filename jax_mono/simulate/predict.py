@@ -155,7 +155,7 @@ GROWTH: dict[str, ModelConfig] = {
 
 
 def grow(
-    timing: Timing, devices: Sequence[int] = (2, 4, 8), *, report: Callable[[str], None] = lambda _: None
+    timing: Timing, devices: Sequence[int] = (2, 4, 8, 16), *, report: Callable[[str], None] = lambda _: None
 ) -> dict[tuple[str, int], Prediction | None]:
     """Predicts all models of :data:`GROWTH` on several numbers of devices.
 
@@ -167,15 +167,13 @@ def grow(
         report: Told what comes next.
 
     Returns:
-        By name and devices; None where the weights do not fit into the devices' memory, cannot be cut so, or
-        where a host has not so many devices.
+        By name and devices; None where the weights do not fit into the devices' memory or cannot be cut so.
     """
     table: dict[tuple[str, int], Prediction | None] = {}
     for name, config in GROWTH.items():
         for count in devices:
             report(f"{name} on {count}")
             fits = 2 * config.num_parameters < 0.9 * count * timing.topology.memory_bytes.value
-            fits &= count <= timing.topology.most_devices.whole
             try:
                 table[name, count] = _extrapolate(config, count, timing) if fits else None
             except ConfigError:

@@ -105,7 +105,9 @@ class Timing:
         fabric_rate: Between the caches and all blocks.
         trip_ns: From asking for a word to having it, nothing else going on.
         store_ns: From storing a word until a load on the same device finds it.
-        peer_ns: The same for a load on another device.
+        peer_ns: The same for a load on another device of the host.
+        network_ns: The same on a device of another host.
+        network_rate: Of one device to all devices of other hosts together.
         memory_ns: A load that no cache answers.
         barrier_ns: A barrier of a block.
         code_ns: An instruction of a stage, which is fetched anew for every layer; under load it takes longer, as trips
@@ -128,6 +130,8 @@ class Timing:
     trip_ns: Parameter
     store_ns: Parameter
     peer_ns: Parameter
+    network_ns: Parameter
+    network_rate: Parameter
     memory_ns: Parameter
     barrier_ns: Parameter
     code_ns: Parameter
@@ -277,6 +281,10 @@ _COPIED = 48 * 1024
 """Bytes of the tape that a block has under way."""
 
 
+_NETWORK_NS = Parameter(4000, "assumed", "a one-sided write to the memory of a GPU in another host, of 2 to 5 us")
+_NETWORK_RATE = Parameter(50, "assumed", "one adapter of 400 Gb/s for each GPU")
+
+
 def _hopper(topology: Topology, stream: Parameter, program: Program) -> Timing:
     trip = (2.8e3 - 1.2e3) / 3
     memory = 36 * 1024 / (4620 / 132)
@@ -304,6 +312,8 @@ def _hopper(topology: Topology, stream: Parameter, program: Program) -> Timing:
         peer_ns=Parameter(
             2.6e3 - 1.2e3 - 1.5 * trip, "derived", "exchange over 4 GPUs 2.6 us, of which 1.2 are local (H200)"
         ),
+        network_ns=_NETWORK_NS,
+        network_rate=_NETWORK_RATE,
         memory_ns=Parameter(memory, "derived", "36 KiB per block under way at 4.62 TB/s (H200)"),
         barrier_ns=Parameter(30, "assumed", "about 50 clocks"),
         code_ns=Parameter(
@@ -342,6 +352,8 @@ def _mi300x(program: Program) -> Timing:
         trip_ns=Parameter(0, "assumed", ""),
         store_ns=Parameter(0, "assumed", ""),
         peer_ns=Parameter(0, "assumed", ""),
+        network_ns=_NETWORK_NS,
+        network_rate=_NETWORK_RATE,
         memory_ns=Parameter(1000, "assumed", "as on Hopper"),
         barrier_ns=Parameter(30, "assumed", "about 60 clocks"),
         code_ns=Parameter(

@@ -13,7 +13,16 @@ from jax_mono.config import ModelConfig
 from jax_mono.models.presets import preset
 from jax_mono.plan import GPU, make_plan
 from jax_mono.simulate import Timing, simulate, timing
-from jax_mono.simulate.predict import GROWTH, Prediction, grow, needed_handoff, plan_on, sensitivity, with_rate
+from jax_mono.simulate.predict import (
+    GROWTH,
+    Prediction,
+    grow,
+    needed_handoff,
+    plan_on,
+    predict,
+    sensitivity,
+    with_rate,
+)
 from jax_mono.trace import MARKS, RECEIVING, phases, trace_text, write_perfetto
 
 LANEFORMER = preset("laneformer-2b")
@@ -178,4 +187,19 @@ def test_tables() -> None:
     assert needed_handoff(made, 4.0, 2) is None and needed_handoff(made, 4.0, 0.1) == 3.0
     sizes = {name: config.num_parameters / 1e9 for name, config in GROWTH.items()}
     assert 69 < sizes["70B dense"] < 72 and 2.5 < sizes["30B-A3B, active part"] < 3.6
-    assert grow(timing("mi300x"), devices=(16,)) == {(name, 16): None for name in GROWTH}
+    assert grow(timing("mi300x"), devices=(3,))["laneformer 2B", 3] is None, "eight lanes"
+
+
+def test_two_hosts() -> None:
+    """What crosses the network is waited for; within a host nothing does."""
+    known = timing("mi300x")
+
+    def token_ns(config: ModelConfig, gpus: int, **changes: float) -> float:
+        return 1e9 / predict(config, gpus, known.replace(**changes), tokens=1).tokens_per_second
+
+    dense = dataclasses.replace(GROWTH["8B dense"], num_layers=2, sliding_windows=(0, 0))
+    assert token_ns(dense, 8, network_ns=9e3) == token_ns(dense, 8), "eight share a host"
+    # The sums of two modules a layer, and the choice of the token; blocks that are late anyway hide a part.
+    slower = token_ns(dense, 16, network_ns=9e3) - token_ns(dense, 16, network_ns=4e3)
+    assert 4 * 5e3 <= slower <= 5 * 5e3
+    assert token_ns(dense, 16, network_rate=5) > token_ns(dense, 16)
