@@ -63,13 +63,17 @@ def simulate(plan: Plan, timing: Timing, *, groups: int = 1, position: int = 48,
         Their trace and the time of one.
 
     Raises:
-        ValueError: The plan has more blocks than a GPU has compute units, or groups that do not share GPUs evenly.
+        ValueError: The plan has more blocks than a GPU has compute units, groups that do not share GPUs evenly, or a
+            number of GPUs that neither one host has nor two full ones.
     """
     topology = timing.topology
     if plan.num_devices % groups:
         raise ValueError(f"{plan.num_devices} devices of a plan cannot be GPUs of {groups} groups each")
     if groups * plan.num_blocks > topology.units:
         raise ValueError(f"{topology.name} has {topology.units} compute units, not {groups * plan.num_blocks}")
+    gpus, most = plan.num_devices // groups, topology.most_devices.whole
+    if gpus > most and gpus != 2 * most:
+        raise ValueError(f"a host has 1 to {most} devices {topology.name}, and two have {2 * most}; not {gpus}")
     engine = _Engine(plan, timing, groups, position, tokens + 1)
     engine.run()
     noted = np.stack([engine.devices[engine.stands_for[device]].noted for device in range(plan.num_devices)])

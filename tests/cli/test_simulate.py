@@ -61,7 +61,7 @@ def test_sensitivity(run) -> None:
         (["tiny", "--handoff-us", "0"], "--handoff-us is 0, must be positive"),
         (["tiny", "--code-us", "-1"], "--code-us is -1, must not be negative"),
         (["tiny", "--bandwidth", "-1"], "--bandwidth is -1, must be positive"),
-        (["tiny", "--device", "h100", "--devices", "9"], "a host has 1 to 8 devices h100, not 9"),
+        (["tiny", "--device", "h100", "--devices", "9"], "a host has 1 to 8 devices h100, and two have 16; not 9"),
         (["llama-3.1-8b", "--device", "h100", "--blocks", "200"], "h100 has 132 compute units, not 200"),
     ],
 )
