@@ -9,7 +9,7 @@
 
 namespace mono {
 Gang::Gang(const Plan& plan, i64 wait_limit, const HandoffFault& fault)
-    : blocks_(plan.header->num_blocks), places_(plan.header->num_devices * blocks_, 0) {
+    : blocks_(plan.header->num_blocks), places_(plan.header->num_devices * blocks_, 0), offers_(places_.size()) {
   for (i32 device = 0; device < plan.header->num_devices; ++device)
     exchange_.emplace_back(plan.devices[device].channels.words, 0);
   start_control(control_, places_.data(), i32(places_.size()), wait_limit, fault);
@@ -30,6 +30,7 @@ void Gang::run(const Variant& variant, WeightType type, std::vector<Call> calls)
     call.scratch = reinterpret_cast<u64*>((address + 63) / 64 * 64);
     call.control = &control_;
     if (times) call.trace = {times->of(i32(scratch.size()) - 1), wish.first, wish.tokens};
+    if (calls.size() == exchange_.size()) call.offers = offers_.data();  // else their memory may be gone before another's end
     for (size_t device = 0; device < exchange_.size(); ++device) call.exchange[device] = exchange_[device].data();
   }
   start_blocks(variant, type, calls);

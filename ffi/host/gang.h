@@ -32,6 +32,7 @@ class Gang {
   const i32 blocks_;
   std::vector<std::vector<u64>> exchange_;  // per device
   std::vector<u64> places_;
+  std::vector<Offer> offers_;  // zeroed
   Control control_{};
   std::atomic<bool> no_thread_{false};
   std::mutex mutex_;

@@ -121,6 +121,14 @@ struct Control {
   i32 lost_device, lost_block, lost_layer, lost_channel;
 };
 
+// On CPUs: the product that a block is at, of which blocks that wait may multiply tiles; see serial/offer.h.
+struct alignas(64) Offer {
+  u64 open;       // which tiles nobody has taken
+  i32 returned;   // tiles that others have multiplied
+  const void* product;
+  void (*multiply)(const void* product, i32 tile);
+};
+
 // Everything the blocks of one device work on.
 struct Call {
   explicit Call(const Plan& p) : plan(p) {}
@@ -139,6 +147,7 @@ struct Call {
   void* scratch = nullptr;           // of this device's blocks, one after the other
   i64 time_left = 0;                 // nanoseconds to the deadline when the call starts, 0 for none
   Control* control = nullptr;
+  Offer* offers = nullptr;     // [devices, blocks], or null where blocks do not help each other
   Session* session = nullptr;  // may be null
   Request request = {};
   Outputs outputs = {};

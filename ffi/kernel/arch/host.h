@@ -5,7 +5,7 @@
 // reason.
 #pragma once
 
-#include "kernel/plan.h"
+#include "kernel/call.h"
 
 #if defined(__AVX512BF16__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -95,8 +95,12 @@ MONO_DEVICE i64 trace_clock() { return nanoseconds(); }
 
 // ---- pump ---------------------------------------------------------------------------------------------------------
 
+// Multiplies tiles for a block that is late; returns whether there were any. In serial/offer.h.
+MONO_DEVICE bool help(Offer* offers, i32 count);
+
 // Fetches a block's next weights into its second-level cache while the block has something else to do than multiply:
-// waiting, reading hand-offs, normalising. Memory then never idles for long.
+// waiting, reading hand-offs, normalising. Memory then never idles for long. When that is done, a block that still waits helps
+// others.
 class Pump {
  public:
   static constexpr i64 kRunAhead = 512 << 10;  // bytes; half of the second-level cache of current server cores
@@ -117,20 +121,31 @@ class Pump {
     for (int i = 0; i < lines && step(); ++i) {
     }
   }
+  // Says whom to help, if anybody.
+  void help_with(Offer* offers, i32 count) {
+    offers_ = offers;
+    num_offers_ = count;
+  }
+  void help_others() const {
+    if (offers_ && at_ >= end_) help(offers_, num_offers_);
+  }
 
  private:
   const char* at_ = nullptr;
   const char* end_ = nullptr;
+  Offer* offers_ = nullptr;
+  i32 num_offers_ = 0;
 };
 
 // Looks at a word until it has the tag, but not for long: the clock must be looked at, and the core offered to others.
-// Meanwhile the pump works.
+// Meanwhile the pump works, and after a while the block helps others.
 MONO_DEVICE Pump* pump_of(Pump& pump) { return &pump; }
 MONO_DEVICE Word poll(const Word* at, u32 tag, Pump* pump) {
   constexpr int kPolls = 256;
   Word word = 0;
   for (int i = 0; i < kPolls && tag_of(word = load_word(at)) != tag; ++i)
     if (!pump->step()) pause();
+  if (tag_of(word) != tag) pump->help_others();
   return word;
 }
 
@@ -202,6 +217,30 @@ MONO_DEVICE void scale_vector(const float* x, float factor, const float* scale, 
 
 constexpr int kTileRows = 8, kTileCols = 32;
 
+// The sums of a tile's rows, each added up as sum() does, all at once where the processor can: one by one they take as long as a
+// hundred products.
+MONO_DEVICE void store_sums(const Vec16 (&rows)[kTileRows], float* out) {
+#if defined(__AVX__)
+  __m256 half[8], quarter[4], eighth[2];
+  for (int r = 0; r < 8; ++r) {
+    __m256 parts[2];
+    __builtin_memcpy(parts, &rows[r], sizeof parts);
+    half[r] = _mm256_add_ps(parts[0], parts[1]);
+  }
+  // Two rows to a vector, then four, then all eight.
+  for (int r = 0; r < 4; ++r)
+    quarter[r] = _mm256_add_ps(_mm256_permute2f128_ps(half[r], half[r + 4], 0x20),
+                               _mm256_permute2f128_ps(half[r], half[r + 4], 0x31));
+  for (int r = 0; r < 2; ++r)
+    eighth[r] = _mm256_add_ps(_mm256_shuffle_ps(quarter[2 * r], quarter[2 * r + 1], 0x44),
+                              _mm256_shuffle_ps(quarter[2 * r], quarter[2 * r + 1], 0xee));
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_shuffle_ps(eighth[0], eighth[1], 0x88),
+                                      _mm256_shuffle_ps(eighth[0], eighth[1], 0xdd)));
+#else
+  for (int r = 0; r < kTileRows; ++r) out[r] = sum(rows[r]);
+#endif
+}
+
 // The tape is one linear stream, which hardware prefetches, but no further than to the end of a page of 4 KiB: products wait at
 // its beginning. So each line is asked for some lines ahead, into the second-level cache only: requests into the first
 // cost more than they save (measured on Zen 4).
@@ -231,27 +270,22 @@ MONO_DEVICE void dot_tile(const T* tile, const T* x, int chunks, float* out) {
       acc[r] += w1 * x1;
     }
   }
-  for (int r = 0; r < kTileRows; ++r) out[r] = sum(acc[r]);
+  store_sums(acc, out);
 }
 
 #if defined(__AVX512BF16__)
 template <>
 MONO_DEVICE void dot_tile<bf16>(const bf16* tile, const bf16* x, int chunks, float* out) {
-  __m512 acc[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) acc[r] = _mm512_setzero_ps();
+  Vec16 acc[kTileRows] = {};
   for (int c = 0; c < chunks; ++c) {
     __m512bh xs = (__m512bh)_mm512_loadu_si512(x + c * kTileCols);
     for (int r = 0; r < kTileRows; ++r) {
       const bf16* w = tile + (c * kTileRows + r) * kTileCols;
       ask_ahead(w);
-      acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_loadu_si512(w), xs);
+      acc[r] = (Vec16)_mm512_dpbf16_ps((__m512)acc[r], (__m512bh)_mm512_loadu_si512(w), xs);
     }
   }
-  for (int r = 0; r < kTileRows; ++r) {
-    Vec16 v;
-    __builtin_memcpy(&v, &acc[r], sizeof v);
-    out[r] = sum(v);
-  }
+  store_sums(acc, out);
 }
 #endif
 

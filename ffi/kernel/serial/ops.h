@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel/attention.h"
+#include "kernel/serial/offer.h"
 
 namespace mono::MONO_VARIANT {
 
@@ -22,7 +23,27 @@ void aim_pump(BlockState<T>& s, StageIndex index, i32 layer) {
   }
   const i64 words = s.share.shares[next].count * s.device.stages[next].tile_words;
   s.link.pump.aim(s.tape(next, layer), words * i64(sizeof(T)));
+  s.link.pump.help_with(s.call.offers, s.header.num_devices * s.header.num_blocks);
 }
+
+// A block's tiles of one stage, and what they are multiplied with.
+template <class T>
+struct Product {
+  const T *tape, *activations;
+  float* out;
+  i64 part_words;  // of a tile's part
+  i32 parts, part_stride, width, chunks;
+  i32 first_tile, tiles_per_lane;  // of a column parallel stage, whose tiles read the activations of their lane
+
+  MONO_DEVICE void multiply(i32 tile) const {
+    const T* part_of = tape + i64(tile) * parts * part_words;
+    for (i32 part = 0; part < parts; ++part, part_of += part_words) {
+      const i32 lane = part_stride ? part : (first_tile + tile) / tiles_per_lane - first_tile / tiles_per_lane;
+      arch::dot_tile(part_of, activations + i64(lane) * width, chunks,
+                     out + i64(part) * part_stride + tile * arch::kTileRows);
+    }
+  }
+};
 
 // Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one
 // part: out[part * part_stride + row].
@@ -30,17 +51,17 @@ template <class T>
 void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part_stride) {
   const Stage& stage = s.device.stages[index];
   const Span& run = s.share.shares[index];
-  const i32 chunks = stage.width / arch::kTileCols, first_lane = touched_lanes(stage, run).first;
   const i32 parts = part_stride ? stage.lanes : 1;
-  const T* tile = s.tape(index, layer);
-  for (i32 t = 0; t < run.count; ++t) {
-    for (i32 part = 0; part < parts; ++part, tile += stage.tile_words / parts) {
-      const i32 lane = part_stride ? part : (run.first + t) / stage.tiles_per_lane - first_lane;
-      arch::dot_tile(tile, s.scratch.activations + i64(lane) * stage.width, chunks,
-                     out + i64(part) * part_stride + t * arch::kTileRows);
-    }
-  }
+  const Product<T> product{s.tape(index, layer), s.scratch.activations, out,       stage.tile_words / parts,
+                           parts,                part_stride,           i32(stage.width), i32(stage.width / arch::kTileCols),
+                           run.first,            stage.tiles_per_lane};
   aim_pump(s, index, layer);
+  if (s.call.offers && run.count <= OpenTiles::kMost) {
+    const i32 own = s.device_index * s.header.num_blocks + s.block_index;
+    multiply_with_help(s.call.offers[own], product, run.count, s.link.pump);
+  } else {
+    for (i32 tile = 0; tile < run.count; ++tile) product.multiply(tile);
+  }
 }
 
 // Turns lanes in work.x into activations: normalised with a scale, or as they are without one.
