@@ -283,6 +283,21 @@ RACES = {
         "near += scratch_bytes<T>(call.plan, call.device, b);",
         "near += scratch_bytes<T>(call.plan, call.device, b) - 64;",
     ),
+    "tiles that others have taken are not waited for": (
+        "ffi/kernel/serial/offer.h",
+        "arch::load_acquire(&offer.returned) != count - own",
+        "false",
+    ),
+    "who helps leaves the tiles to others, too": (
+        "ffi/kernel/serial/offer.h",
+        "{seen.number, seen.first, seen.end - taken}",
+        "{seen.number, seen.first, seen.end}",
+    ),
+    "sums of tiles that others have taken are not released": (
+        "ffi/kernel/serial/offer.h",
+        "taken, __ATOMIC_RELEASE",
+        "taken, __ATOMIC_RELAXED",
+    ),
     "tokens are not released to the host": (
         "ffi/kernel/arch/host.h",
         "__atomic_store_n(at, value, __ATOMIC_RELEASE)",

@@ -175,6 +175,7 @@ MONO_DEVICE float rounded(float x) {
 
 typedef float Vec16 __attribute__((vector_size(64)));
 typedef u32 Vec16u __attribute__((vector_size(64)));
+typedef i32 Vec16i __attribute__((vector_size(64)));
 typedef u16 Vec16h __attribute__((vector_size(32)));
 
 MONO_DEVICE float sum(const Vec16& v) {
@@ -305,18 +306,56 @@ MONO_DEVICE float dot_head(const float* q, const T* k, int size) {
   return total;
 }
 
-// out += p * v over one head.
+// Asks for numbers that come next, into the second-level cache.
 template <class T>
-MONO_DEVICE void add_scaled(float* out, float p, const T* v, int size) {
-  int i = 0;
-  for (; i + 16 <= size; i += 16) {
-    Vec16 a, b;
-    load(out + i, a);
-    load(v + i, b);
-    a += p * b;
-    __builtin_memcpy(out + i, &a, sizeof a);
+MONO_DEVICE void ask_for(const T* from, int count) {
+  const char* at = reinterpret_cast<const char*>(from);
+  for (int i = 0; i < int(count * sizeof(T)); i += kLine) __builtin_prefetch(at + i, 0, 2);
+}
+
+// q . k of `count` heads that follow one another, as dot_head() computes each, several at once.
+template <class T>
+MONO_DEVICE void dot_heads(const float* q, const T* keys, int size, int count, float* out) {
+  int n = 0;
+  for (; n + kTileRows <= count; n += kTileRows) {
+    const T* k = keys + n * size;
+    Vec16 acc[kTileRows] = {};
+    int i = 0;
+    for (; i + 16 <= size; i += 16) {
+      Vec16 a, b;
+      load(q + i, a);
+      for (int r = 0; r < kTileRows; ++r) {
+        load(k + r * size + i, b);
+        acc[r] += a * b;
+      }
+    }
+    store_sums(acc, out + n);
+    for (; i < size; ++i)
+      for (int r = 0; r < kTileRows; ++r) out[n + r] += q[i] * to_float(k[r * size + i]);
   }
-  for (; i < size; ++i) out[i] += p * to_float(v[i]);
+  for (; n < count; ++n) out[n] = dot_head(q, keys + n * size, size);
+}
+
+// out += sum of weights[p] * values[p] over `count` heads that follow one another, one after the other.
+template <int kVectors, class T>
+MONO_DEVICE void add_weighted(float* out, const float* weights, const T* values, int size, int count) {
+  Vec16 acc[kVectors];
+  for (int v = 0; v < kVectors; ++v) load(out + 16 * v, acc[v]);
+  for (int p = 0; p < count; ++p)
+    for (int v = 0; v < kVectors; ++v) {
+      Vec16 value;
+      load(values + p * size + 16 * v, value);
+      acc[v] += weights[p] * value;
+    }
+  for (int v = 0; v < kVectors; ++v) store(acc[v], out + 16 * v);
+}
+template <class T>
+MONO_DEVICE void add_heads(float* out, const float* weights, const T* values, int size, int count) {
+  int i = 0;
+  for (; i + 64 <= size; i += 64) add_weighted<4>(out + i, weights, values + i, size, count);
+  for (; i + 16 <= size; i += 16) add_weighted<1>(out + i, weights, values + i, size, count);
+  for (; i < size; ++i)
+    for (int p = 0; p < count; ++p) out[i] += weights[p] * to_float(values[p * size + i]);
 }
 
 MONO_DEVICE float sum_of_squares(const float* x, int size) {

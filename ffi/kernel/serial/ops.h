@@ -3,6 +3,7 @@
 
 #include "kernel/attention.h"
 #include "kernel/serial/offer.h"
+#include "kernel/serial/softmax.h"
 
 namespace mono::MONO_VARIANT {
 
@@ -136,27 +137,34 @@ NoRound first_round(const T*, const T*, const Visible&, i32, Shape) {
   return {};
 }
 
-// Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts.
+// Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts. All queries see a
+// chunk before the next one comes, so that keys and values pass once through the caches.
 template <class T>
 void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, NoRound) {
   Shape h = s.header;
   if (visible.owned_by(h, split)) store_heads(s, keys, values, visible.position);
-  const i32 size = h.head_dim, chunk = h.kv_chunk;
+  const i32 size = h.head_dim, chunk = h.kv_chunk, queries = h.queries_per_kv;
   const float scale = 1.0f / arch::sqrt(float(size));
   constexpr i32 kMaxChunk = 64;
-  for (i32 g = 0; g < h.queries_per_kv; ++g) {
-    const float* q = s.scratch.query + i64(g) * size;
-    float* out = s.scratch.work.parts + i64(g) * (size + 2);
-    float maximum = -kInfinity, total = 0.0f;
-    for (i32 i = 0; i < size; ++i) out[i] = 0.0f;
-    for (i32 c = visible.first_of(h, split); c <= visible.last_chunk; c += h.kv_splits) {
-      const i32 from = c * chunk > visible.first ? c * chunk : visible.first;
-      const i32 until = (c + 1) * chunk < visible.position + 1 ? (c + 1) * chunk : visible.position + 1;
-      float score[kMaxChunk], highest = maximum;
-      for (i32 p = from; p < until; ++p) {
-        const float value = scale * arch::dot_head(q, keys + i64(p) * size, size);
-        score[p - from] = value;
-        if (value > highest) highest = value;
+  auto part = [&](i32 g) { return s.scratch.work.parts + i64(g) * (size + 2); };  // then its maximum and sum
+  for (i32 g = 0; g < queries; ++g) {
+    for (i32 i = 0; i < size + 2; ++i) part(g)[i] = 0.0f;
+    part(g)[size] = -kInfinity;
+  }
+  for (i32 c = visible.first_of(h, split); c <= visible.last_chunk; c += h.kv_splits) {
+    const i32 from = c * chunk > visible.first ? c * chunk : visible.first;
+    const i32 until = (c + 1) * chunk < visible.position + 1 ? (c + 1) * chunk : visible.position + 1;
+    if (c + h.kv_splits <= visible.last_chunk) {
+      arch::ask_for(keys + i64(c + h.kv_splits) * chunk * size, chunk * size);
+      arch::ask_for(values + i64(c + h.kv_splits) * chunk * size, chunk * size);
+    }
+    for (i32 g = 0; g < queries; ++g) {
+      float *out = part(g), &maximum = out[size], &total = out[size + 1];
+      float score[kMaxChunk] = {}, highest = maximum;
+      arch::dot_heads(s.scratch.query + i64(g) * size, keys + i64(from) * size, size, until - from, score);
+      for (i32 i = 0; i < until - from; ++i) {
+        score[i] *= scale;
+        if (score[i] > highest) highest = score[i];
       }
       if (highest > maximum) {
         const float shrink = exp(maximum - highest);
@@ -164,14 +172,9 @@ void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 sp
         for (i32 i = 0; i < size; ++i) out[i] *= shrink;
         maximum = highest;
       }
-      for (i32 p = from; p < until; ++p) {
-        const float weight = exp(score[p - from] - maximum);
-        total += weight;
-        arch::add_scaled(out, weight, values + i64(p) * size, size);
-      }
+      total = weigh(score, until - from, maximum, total);
+      arch::add_heads(out, score, values + i64(from) * size, size, until - from);
     }
-    out[size] = maximum;
-    out[size + 1] = total;
   }
 }
 
