@@ -1,5 +1,6 @@
 #include "host/session.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -12,6 +13,7 @@
 namespace mono {
 namespace {
 
+constexpr auto kShortestNap = std::chrono::microseconds(100), kLongestNap = std::chrono::microseconds(2000);
 constexpr size_t kRecordBytes = (sizeof(Session) + 63) / 64 * 64;
 
 std::mutex sessions_mutex;
@@ -87,9 +89,12 @@ MONO_EXPORT i32 mono_session_open(i32 capacity, double seconds, i32 platform, ch
 MONO_EXPORT i32 mono_session_read(i32 id, i32 known, i32 room, i32 milliseconds, i32* tokens, float* logprobs) {
   auto session = mono::find_session(id);
   if (!session) return -1;
-  auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(milliseconds);
-  while (session->produced() <= known && std::chrono::steady_clock::now() < until)
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  // Every look takes a moment from a processor that may be decoding, so looks become rarer: a token is seen late by an eighth of
+  // the wait, and by 2 ms at most.
+  const auto start = std::chrono::steady_clock::now(), until = start + std::chrono::milliseconds(milliseconds);
+  for (auto now = start; session->produced() <= known && now < until; now = std::chrono::steady_clock::now())
+    std::this_thread::sleep_for(
+        std::clamp<std::chrono::nanoseconds>((now - start) / 8, mono::kShortestNap, mono::kLongestNap));
   i32 end = session->produced();
   if (end > known + room) end = known + room;
   for (i32 i = known; i < end; ++i) {
