@@ -70,6 +70,8 @@ class Topology:
         io_dies: I/O dies.
         stacks: Memory stacks or channels of the device.
         granule_bytes: Consecutive bytes that lie in one stack; 0 where the placement is not known to matter.
+        interleave_ways: Parts of the memory that consecutive granules belong to in turn; neighbours in number lie on
+            one I/O die.
         memory_bytes: Capacity; what data sheets call GB are GiB.
         memory_rate: Peak of the memory, bytes per second.
         l2_bytes: Of one die.
@@ -90,6 +92,7 @@ class Topology:
     io_dies: Figure
     stacks: Figure
     granule_bytes: Figure
+    interleave_ways: Figure
     memory_bytes: Figure
     memory_rate: Figure
     l2_bytes: Figure
@@ -121,13 +124,13 @@ class Topology:
     def granule_sides(self) -> tuple[int, ...]:
         """I/O dies to which consecutive granules of memory belong, over one period; (0,) if placement does not matter.
 
-        Stacks take turns in their order, and neighbours in number belong to one I/O die. That is a guess until the
-        device was asked: which granules are near a die can be measured.
+        It is the order within a megabyte of physical memory: AMD's devices exchange I/O dies by higher bits of the
+        address, which a period cannot say (docs/mi300x-placement.md).
         """
-        stacks, sides = self.stacks.whole, self.io_dies.whole
+        ways, sides = self.interleave_ways.whole, self.io_dies.whole
         if sides == 1 or self.granule_bytes.whole == 0:
             return (0,)
-        return tuple(stack * sides // stacks for stack in range(stacks))
+        return tuple(way * sides // ways for way in range(ways))
 
     def link_graph(self, devices: int) -> tuple[tuple[int, int, float], ...]:
         """Links of a host with that many devices.
@@ -159,6 +162,7 @@ def _mi300(name: str, memory: Figure, rate: Figure) -> Topology:
         io_dies=Figure(4, "cdna3"),
         stacks=Figure(8, "cdna3"),
         granule_bytes=Figure(4096, "amdgpu"),  # the white paper says it of the MI300A
+        interleave_ways=Figure(4, "amdgpu"),  # one stack of each I/O die, then the other of each; not if partitioned
         memory_bytes=memory,
         memory_rate=rate,
         l2_bytes=Figure(4 << 20, "cdna3"),
@@ -184,6 +188,7 @@ MI355X = Topology(
     io_dies=Figure(2, "cdna4"),
     stacks=Figure(8, "cdna4"),
     granule_bytes=Figure(4096, "amdgpu"),
+    interleave_ways=Figure(4, "amdgpu"),  # two of each I/O die, as the halves of a memory in two partitions say
     memory_bytes=Figure(288 << 30, "rocm"),
     memory_rate=Figure(8e12, "cdna4"),
     l2_bytes=Figure(4 << 20, "cdna4"),
@@ -207,6 +212,7 @@ def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure, l2: Figure)
         io_dies=Figure(1, "hopper"),
         stacks=stacks,
         granule_bytes=Figure(0, "reported"),  # addresses are hashed over all stacks
+        interleave_ways=Figure(1, "reported"),
         memory_bytes=memory,
         memory_rate=rate,
         l2_bytes=l2,
@@ -237,6 +243,7 @@ HOST = Topology(
     io_dies=Figure(1, "local"),
     stacks=Figure(12, "epyc"),
     granule_bytes=Figure(0, "local"),
+    interleave_ways=Figure(1, "local"),
     memory_bytes=Figure(24e9, "local"),
     memory_rate=Figure(33e9, "local"),  # as two of its cores read; the processor's own peak is far above
     l2_bytes=Figure(1 << 20, "epyc"),  # of a core
