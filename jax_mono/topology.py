@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 SOURCES = {
-    "cdna3": "AMD, CDNA 3 architecture white paper, 2023",
-    "cdna3-isa": "AMD, Instinct MI300 instruction set architecture reference guide, 2024",
-    "cdna4": "AMD, CDNA 4 architecture white paper, 2025",
-    "mi300x": "AMD, Instinct MI300X accelerator and MI300X platform data sheets, 2023",
-    "mi325x": "AMD, Instinct MI325X accelerator and MI325X platform data sheets, 2024",
-    "mi355x": "AMD, Instinct MI355X accelerator and MI355X platform data sheets, 2025",
+    "cdna3": "AMD, CDNA 3 architecture white paper, 2023 (revised in 2025), text and table 2",
+    "cdna4": "AMD, CDNA 4 architecture white paper, 2025, text, table 2 and endnote MI350-007",
+    "rocm": "AMD, ROCm documentation, AMD GPU specifications; memory and caches in binary units",
+    "amdgpu": "AMD's drivers for Linux: addresses of memory errors (umc_v12_0, amd/atl), partitions (aqua_vanjaram)",
     "hopper": "NVIDIA, H100 Tensor Core GPU architecture white paper, 2022",
     "hopper-tuning": "NVIDIA, Hopper tuning guide, CUDA documentation",
-    "h200": "NVIDIA, H200 Tensor Core GPU data sheet, 2024",
-    "driver": "what the CUDA driver reports of the device",
+    "h100": "NVIDIA, H100 Tensor Core GPU data sheet, SXM",
+    "h200": "NVIDIA, H200 Tensor Core GPU data sheet, SXM",
+    "driver": "what the CUDA driver reports of the device; capacities differ by megabytes between versions",
     "reported": "reported by others who programmed the device; not in the vendor's documents, to be measured",
     "epyc": "AMD, EPYC 9004 (Zen 4) processors; a virtual machine may have fewer cores and less of the caches",
     "local": "measured on the development machine, docs/performance.md",
@@ -71,7 +70,9 @@ class Topology:
         io_dies: I/O dies.
         stacks: Memory stacks or channels of the device.
         granule_bytes: Consecutive bytes that lie in one stack; 0 where the placement is not known to matter.
-        memory_bytes: Capacity.
+        interleave_ways: Parts of the memory that consecutive granules belong to in turn; neighbours in number lie on
+            one I/O die.
+        memory_bytes: Capacity; what data sheets call GB are GiB.
         memory_rate: Peak of the memory, bytes per second.
         l2_bytes: Of one die.
         last_level_bytes: Of the cache at the memory's side, of the device; 0 for none.
@@ -91,6 +92,7 @@ class Topology:
     io_dies: Figure
     stacks: Figure
     granule_bytes: Figure
+    interleave_ways: Figure
     memory_bytes: Figure
     memory_rate: Figure
     l2_bytes: Figure
@@ -122,13 +124,13 @@ class Topology:
     def granule_sides(self) -> tuple[int, ...]:
         """I/O dies to which consecutive granules of memory belong, over one period; (0,) if placement does not matter.
 
-        Stacks take turns in their order, and neighbours in number belong to one I/O die. That is a guess until the
-        device was asked: which granules are near a die can be measured.
+        It is the order within a megabyte of physical memory: AMD's devices exchange I/O dies by higher bits of the
+        address, which a period cannot say (docs/mi300x-placement.md).
         """
-        stacks, sides = self.stacks.whole, self.io_dies.whole
+        ways, sides = self.interleave_ways.whole, self.io_dies.whole
         if sides == 1 or self.granule_bytes.whole == 0:
             return (0,)
-        return tuple(stack * sides // stacks for stack in range(stacks))
+        return tuple(way * sides // ways for way in range(ways))
 
     def link_graph(self, devices: int) -> tuple[tuple[int, int, float], ...]:
         """Links of a host with that many devices.
@@ -151,7 +153,7 @@ class Topology:
         return tuple((a, b, self.link_rate.value) for a in range(devices) for b in range(a + 1, devices))
 
 
-def _mi300(name: str, memory: Figure, rate: Figure, platform: str) -> Topology:
+def _mi300(name: str, memory: Figure, rate: Figure) -> Topology:
     return Topology(
         name=name,
         architecture="gfx942",
@@ -159,24 +161,24 @@ def _mi300(name: str, memory: Figure, rate: Figure, platform: str) -> Topology:
         units_per_die=Figure(38, "cdna3"),
         io_dies=Figure(4, "cdna3"),
         stacks=Figure(8, "cdna3"),
-        # Which pages belong to which stack is a fixed map that no document gives in full; 4 KiB is what others found.
-        granule_bytes=Figure(4096, "reported"),
+        granule_bytes=Figure(4096, "amdgpu"),  # the white paper says it of the MI300A
+        interleave_ways=Figure(4, "amdgpu"),  # one stack of each I/O die, then the other of each; not if partitioned
         memory_bytes=memory,
         memory_rate=rate,
         l2_bytes=Figure(4 << 20, "cdna3"),
         last_level_bytes=Figure(256 << 20, "cdna3"),
-        near_bytes=Figure(64 << 10, "cdna3-isa"),
-        register_bytes=Figure(512 << 10, "cdna3-isa"),  # 4 SIMDs of 512 registers of 64 lanes of 4 bytes
-        clock_hz=Figure(2.1e9, platform),
+        near_bytes=Figure(64 << 10, "cdna3"),
+        register_bytes=Figure(512 << 10, "rocm"),  # 4 SIMDs of 512 registers of 64 lanes of 4 bytes
+        clock_hz=Figure(2.1e9, "cdna3"),
         links="mesh",
-        link_rate=Figure(64e9, platform),  # 128 GB/s both ways
-        device_rate=Figure(448e9, platform),  # seven links
-        most_devices=Figure(8, platform),
+        link_rate=Figure(64e9, "cdna3"),  # 16 lanes of 32 Gb/s; AMD counts both directions, 128 GB/s
+        device_rate=Figure(448e9, "cdna3"),  # seven links; 896 GB/s both ways
+        most_devices=Figure(8, "cdna3"),
     )
 
 
-MI300X = _mi300("mi300x", Figure(192e9, "mi300x"), Figure(5.3e12, "mi300x"), "mi300x")
-MI325X = _mi300("mi325x", Figure(256e9, "mi325x"), Figure(6.0e12, "mi325x"), "mi325x")
+MI300X = _mi300("mi300x", Figure(192 << 30, "rocm"), Figure(5.3e12, "cdna3"))
+MI325X = _mi300("mi325x", Figure(256 << 30, "rocm"), Figure(6.0e12, "cdna3"))
 
 MI355X = Topology(
     name="mi355x",
@@ -185,22 +187,23 @@ MI355X = Topology(
     units_per_die=Figure(32, "cdna4"),
     io_dies=Figure(2, "cdna4"),
     stacks=Figure(8, "cdna4"),
-    granule_bytes=Figure(4096, "reported"),
-    memory_bytes=Figure(288e9, "mi355x"),
-    memory_rate=Figure(8e12, "mi355x"),
+    granule_bytes=Figure(4096, "amdgpu"),
+    interleave_ways=Figure(4, "amdgpu"),  # two of each I/O die, as the halves of a memory in two partitions say
+    memory_bytes=Figure(288 << 30, "rocm"),
+    memory_rate=Figure(8e12, "cdna4"),
     l2_bytes=Figure(4 << 20, "cdna4"),
     last_level_bytes=Figure(256 << 20, "cdna4"),
     near_bytes=Figure(160 << 10, "cdna4"),
-    register_bytes=Figure(512 << 10, "cdna4"),
-    clock_hz=Figure(2.4e9, "mi355x"),
+    register_bytes=Figure(512 << 10, "rocm"),
+    clock_hz=Figure(2.4e9, "cdna4"),
     links="mesh",
-    link_rate=Figure(76.8e9, "mi355x"),  # 153.6 GB/s both ways
-    device_rate=Figure(537.6e9, "mi355x"),  # seven links
-    most_devices=Figure(8, "mi355x"),
+    link_rate=Figure(76.8e9, "cdna4"),  # 16 lanes of 38.4 Gb/s; 153.6 GB/s both ways
+    device_rate=Figure(537.6e9, "cdna4"),  # seven links; 1,075.2 GB/s both ways
+    most_devices=Figure(8, "cdna4"),
 )
 
 
-def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure) -> Topology:
+def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure, l2: Figure) -> Topology:
     return Topology(
         name=name,
         architecture="sm_90a",
@@ -208,10 +211,11 @@ def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure) -> Topology
         units_per_die=Figure(132, "hopper"),
         io_dies=Figure(1, "hopper"),
         stacks=stacks,
-        granule_bytes=Figure(0, "hopper"),  # addresses are hashed over all stacks
+        granule_bytes=Figure(0, "reported"),  # addresses are hashed over all stacks
+        interleave_ways=Figure(1, "reported"),
         memory_bytes=memory,
         memory_rate=rate,
-        l2_bytes=Figure(50 << 20, "hopper"),
+        l2_bytes=l2,
         last_level_bytes=Figure(0, "hopper"),
         near_bytes=Figure(227 << 10, "hopper-tuning"),  # what one block can have of 228
         register_bytes=Figure(256 << 10, "hopper-tuning"),
@@ -223,8 +227,13 @@ def _hopper(name: str, stacks: Figure, memory: Figure, rate: Figure) -> Topology
     )
 
 
-H100 = _hopper("h100", Figure(5, "hopper"), Figure(80e9, "hopper"), Figure(3.35e12, "hopper"))
-H200 = _hopper("h200", Figure(6, "h200"), Figure(141e9, "h200"), Figure(4.8e12, "h200"))
+H100 = _hopper(
+    "h100", Figure(5, "hopper"), Figure(81_089 << 20, "driver"), Figure(3.35e12, "h100"), Figure(50 << 20, "hopper")
+)
+# The same chip with all six stacks and the whole second-level cache in use; multiprocessors are as many.
+H200 = _hopper(
+    "h200", Figure(6, "reported"), Figure(143_156 << 20, "driver"), Figure(4.8e12, "h200"), Figure(60 << 20, "driver")
+)
 
 HOST = Topology(
     name="host",
@@ -234,13 +243,14 @@ HOST = Topology(
     io_dies=Figure(1, "local"),
     stacks=Figure(12, "epyc"),
     granule_bytes=Figure(0, "local"),
+    interleave_ways=Figure(1, "local"),
     memory_bytes=Figure(24e9, "local"),
     memory_rate=Figure(33e9, "local"),  # as two of its cores read; the processor's own peak is far above
     l2_bytes=Figure(1 << 20, "epyc"),  # of a core
     last_level_bytes=Figure(32 << 20, "epyc"),  # of eight cores
     near_bytes=Figure(1 << 20, "epyc"),
     register_bytes=Figure(0, "epyc"),
-    clock_hz=Figure(3.7e9, "epyc"),
+    clock_hz=Figure(3.7e9, "epyc"),  # of a 9654; models differ, and a virtual machine does not tell which it is on
     links="memory",
     link_rate=Figure(0, "local"),
     device_rate=Figure(0, "local"),

@@ -13,9 +13,10 @@ from jax_mono.topology import H200, HOST, MI300X, MI355X, SOURCES, TOPOLOGIES, F
 @pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=lambda topology: topology.name)
 def test_figures(topology: Topology) -> None:
     figures = [getattr(topology, field.name) for field in dataclasses.fields(topology)]
-    assert sum(isinstance(figure, Figure) for figure in figures) == 15
+    assert sum(isinstance(figure, Figure) for figure in figures) == 16
     assert TOPOLOGIES[topology.name] is topology
     assert topology.dies.whole % topology.io_dies.whole == 0
+    assert topology.interleave_ways.whole % topology.io_dies.whole == 0
     assert 1e9 < topology.memory_rate.value < 1e13
     assert topology.link_rate.value <= topology.device_rate.value
 
@@ -39,6 +40,11 @@ def test_dies_in_pairs_on_io_dies() -> None:
     assert MI355X.units == 256 and [MI355X.io_die_of(die) for die in range(8)] == [0] * 4 + [1] * 4
     with pytest.raises(ValueError, match="dies 0 to 7, not 8"):
         MI300X.io_die_of(8)
+
+
+def test_granules_take_turns_on_io_dies() -> None:
+    assert MI300X.granule_sides == (0, 1, 2, 3) and MI355X.granule_sides == (0, 0, 1, 1)
+    assert H200.granule_sides == HOST.granule_sides == (0,)
 
 
 def test_links() -> None:

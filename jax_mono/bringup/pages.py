@@ -1,7 +1,8 @@
 """Which page of memory lies on which die: solved from the times at which each XCD reads each page.
 
-A device of several dies reads memory of its own die sooner than that of others. No document gives the map from
-addresses to dies in full, so it is measured: every XCD times every page, and :func:`solve` looks for
+A device of several dies reads memory of its own die sooner than that of others. AMD's driver has the map from physical
+addresses to dies (docs/mi300x-placement.md); a program sees virtual ones, so it is measured: every XCD times every
+page, and :func:`solve` looks for
 
 1. a period, by autocorrelation over the pages: pages that far apart are seen alike by all XCDs;
 2. the dies, by which XCDs see the same pages near;

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mono.bringup.pages import PageMap, Refusal, solve, verify
+from jax_mono.config import ConfigError
+from jax_mono.placement import place
 from jax_mono.topology import H200, MI300X
 
 IN_ORDER = (0, 0, 1, 1, 2, 2, 3, 3)
@@ -38,6 +40,18 @@ def test_interleaves(granule: int, noise: float) -> None:
     assert found.as_expected(MI300X) == []
     assert found.nearer_ns == pytest.approx(70, rel=0.1)  # 60, 60 and 90 farther
     assert found.confidence > 0.9999 and found.agreement > 0.99 and found.deviation > 50
+
+
+def test_the_map_of_the_driver_is_longer_than_plans_can_use() -> None:
+    """I/O dies by bits 12 and 13 of an address, exchanged by bits 20 and 21, 27 and 28: docs/mi300x-placement.md."""
+    home = hashed((1 | 1 << 8 | 1 << 15, 2 | 2 << 8 | 2 << 15))
+    found = solve(times(home, pages=1 << 14), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.period == 1024 and right(found, home, IN_ORDER) == 1.0
+    assert found.pattern is not None and found.pattern[:256] == MI300X.granule_sides * 64
+    assert np.bincount(found.die[:1024][:: len(MI300X.granule_sides)]).tolist() == [64] * 4, "no side keeps a granule"
+    with pytest.raises(ConfigError, match="use a shorter pattern"):
+        place(304, MI300X, found.pattern)
 
 
 @pytest.mark.parametrize("period", [4, 16, 64])
