@@ -15,12 +15,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_mono.plan import Plan, Stage
+from jax_mono.record import constants_layout
 
 Array = jax.Array
 
 
 def block_tape(plan: Plan, tapes: np.ndarray, block: int, layer: int | None) -> np.ndarray:
-    """A block's tape of one layer, or of the head.
+    """A block's tape of one layer, or of the head, as packing lays it: without a swizzle.
 
     Args:
         plan: The plan.
@@ -52,7 +53,9 @@ def store(tape: np.ndarray, offset: int, words: np.ndarray) -> None:
         tape[first + whole, :tail] = words[len(words) - tail :]
 
 
-def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> tuple[Array, tuple[int, ...]]:
+def in_one_piece(
+    plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None = None
+) -> tuple[Array, tuple[int, ...]]:
     """Collects what interleaved tapes hold of a stage.
 
     Args:
@@ -60,6 +63,7 @@ def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None)
         stage: The stage.
         tape: One device's array of tapes: [R, num_layers, layer_words], or [R, head_words].
         layer: Which layer, may be traced; None for the head.
+        swizzle: int32 [regions], of this array; None for none.
 
     Returns:
         [B, words], and per block where in its row the stage starts.
@@ -75,6 +79,8 @@ def in_one_piece(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None)
     granules = first[:, None] + (starts[:, None] + np.arange(count)) * period
     if layer is not None:
         granules = granules + jnp.asarray(layer) * (length * period)
+    if swizzle is not None:
+        granules = granules ^ swizzle[granules // (period * placement.region_periods)]
     rows = tape.reshape(-1, size)[granules].reshape(plan.num_blocks, count * size)
     return rows, tuple(int(offset - start * size) for offset, start in zip(stage.offsets, starts, strict=True))
 
@@ -101,6 +107,31 @@ def interleave(plan: Plan, tapes: Array) -> Array:
         source[first : first + length * period : period] = np.arange(block * length, (block + 1) * length)
     taken = tapes.reshape(-1, total, size).at[:, source].get(mode="fill", fill_value=0)
     return taken.reshape(tapes.shape[0], placement.tape_rows, *tapes.shape[2:])
+
+
+def layers_swizzle(plan: Plan, constants: Array) -> Array | None:
+    """The swizzle of the layer tapes.
+
+    Args:
+        plan: The plan.
+        constants: float32 [..., floats], see :class:`jax_mono.tape.Tapes`.
+
+    Returns:
+        int32 [..., regions]; None if the plan's tapes are never swizzled.
+    """
+    return _part(plan, constants, "layers_swizzle", "head_swizzle")
+
+
+def head_swizzle(plan: Plan, constants: Array) -> Array | None:
+    """The swizzle of the LM head's tapes; as :func:`layers_swizzle`."""
+    return _part(plan, constants, "head_swizzle", "floats")
+
+
+def _part(plan: Plan, constants: Array, first: str, end: str) -> Array | None:
+    if not plan.placement.region_periods:
+        return None
+    layout = constants_layout(plan)
+    return constants[..., layout[first] : layout[end]].astype(jnp.int32)
 
 
 def check_alignment(plan: Plan, arrays: Sequence[Array]) -> None:

@@ -7,6 +7,9 @@ Memory is dealt to the sides of a device in granules, by a pattern that repeats.
 every period, always the same one, which belongs to its side. So a word of a tape is found by a constant expression
 from the block's first granule, whatever the pattern. Blocks of a side take its granules of the period in turn; if
 these do not come out even, the last periods have granules that nobody uses.
+
+Where a hash of addresses exchanges sides from one region of memory to the next, tapes follow by a table,
+:mod:`jax_mono.swizzle`.
 """
 
 from __future__ import annotations
@@ -40,12 +43,14 @@ class Placement:
         sides: Per die, the side that it lies on.
         granule_words: Weights of a granule of memory, a power of two; 1 where all memory is equally near.
         pattern: The sides to which the granules of one period belong; (0,) likewise.
+        region_periods: Periods of a region of memory, in which sides are exchanged alike; 0 if they never are.
     """
 
     roles: tuple[Span, ...]
     sides: tuple[int, ...]
     granule_words: int = 1
     pattern: tuple[int, ...] = (0,)
+    region_periods: int = 0
 
     @property
     def num_sides(self) -> int:
@@ -87,6 +92,11 @@ class Placement:
         """
         before, slot = self._turn(block)
         return before * length * len(self.pattern) + slot
+
+    def regions(self, length: int) -> int:
+        """Regions of memory that an array of tapes of so many granules each takes, if it starts with one; or 0."""
+        periods = self.tape_rows // len(self.pattern) * length
+        return -(-periods // self.region_periods) if self.region_periods else 0
 
     def rounded(self, words: int) -> int:
         """A tape of so many weights in whole granules."""
@@ -145,7 +155,7 @@ def place(
             f"granules of {topology.granule_bytes.whole} bytes cannot be dealt: their size must be a "
             f"power of two, of at least {LEAST_GRANULE * weight_bytes}"
         )
-    placed = Placement(roles, sides, granule, chosen)
+    placed = Placement(roles, sides, granule, chosen, _region_periods(topology, len(chosen)))
     if placed.tape_rows <= (1 + MOST_IDLE) * blocks:
         return placed
     if pattern is None:
@@ -154,6 +164,14 @@ def place(
         f"with a pattern of {len(chosen)} granules the tapes of {blocks} blocks need the memory of "
         f"{placed.tape_rows}; use a shorter pattern, or more blocks"
     )
+
+
+def _region_periods(topology: Topology, period: int) -> int:
+    """Periods of a region, if it is the period of the topology's hash."""
+    known = topology.address_hash
+    if known is None or (known.granule_bytes, known.parts) != (topology.granule_bytes.whole, period):
+        return 0
+    return known.region_bytes // (known.granule_bytes * period)
 
 
 def _shortest(pattern: Sequence[int]) -> tuple[int, ...]:

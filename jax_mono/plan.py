@@ -192,6 +192,12 @@ class Plan:
         return self.config.num_layers * self.layer_words // granule, self.head_words // granule
 
     @property
+    def tape_regions(self) -> tuple[int, int]:
+        """Regions of memory that a device's array of layer tapes takes, and that of its head tapes."""
+        layers, head = self.tape_granules
+        return self.placement.regions(layers), self.placement.regions(head)
+
+    @property
     def max_kv_heads(self) -> int:
         """KV heads on the fullest device; at least 1, so that no array is empty."""
         return max(1, *(device.kv_heads.count for device in self.devices))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mono.granules import layers_swizzle
 from jax_mono.handoffs import MODULES
 from jax_mono.models import layers as reference
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan
@@ -67,6 +68,7 @@ def prefill_chunk(
     # that.
     coming = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
     rules = _mixing_rules(plan)
+    swizzle = layers_swizzle(plan, constants)
     vectors = _local_weights(plan, lambda share: unpack_vectors(plan, constants, share), index)
 
     def weights(layer: Array, needed_by: Array, *names: str) -> dict[str, Array]:
@@ -75,7 +77,7 @@ def prefill_chunk(
         layer = jnp.where(needed_by[(0,) * needed_by.ndim] > jnp.inf, 0, layer)
 
         def unpack(share: DevicePlan) -> dict[str, Array]:
-            return {name: unpack_matrix(plan, share, name, layers, layer) for name in names}
+            return {name: unpack_matrix(plan, share, name, layers, layer, swizzle) for name in names}
 
         return {name: as_weights(stored, dtype) for name, stored in _local_weights(plan, unpack, index).items()}
 

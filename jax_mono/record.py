@@ -68,6 +68,7 @@ HEADER = np.dtype(
         ),
         ("roles", SPAN, MAX_DIES),
         ("copy_words", "<i8"),
+        ("region_periods", "<i8"),
     ]
 )
 LAYER = np.dtype(
@@ -100,7 +101,13 @@ CHANNELS = np.dtype(
     ]
 )
 CONSTANTS = np.dtype(
-    [(name, "<i8") for name in ("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm", "floats")]
+    [
+        (name, "<i8")
+        for name in (
+            *("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm"),
+            *("layers_swizzle", "head_swizzle", "floats"),
+        )
+    ]
 )
 DEVICE = np.dtype(
     [
@@ -153,10 +160,11 @@ def plan_record(plan: Plan) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def constants_layout(plan: Plan) -> dict[str, int]:
-    """Offsets, in floats, of the vectors that are not streamed; the same on every device.
+    """Offsets, in floats, of what is not streamed; the same on every device.
 
     ``attention_norm`` and ``ffn_norm`` [layers, hidden], ``final_norm`` [hidden], ``qkv_bias`` [layers, lanes, rows],
-    ``q_norm`` and ``k_norm`` [layers, head_dim]; ``floats`` is the total.
+    ``q_norm`` and ``k_norm`` [layers, head_dim], ``layers_swizzle`` and ``head_swizzle`` [regions], which are small
+    integers, see :mod:`jax_mono.swizzle`; ``floats`` is the total.
     """
     config = plan.config
     widest_qkv = max(share.stages["qkv"].rows * share.lanes.count for share in plan.devices)
@@ -167,6 +175,7 @@ def constants_layout(plan: Plan) -> dict[str, int]:
         "qkv_bias": config.num_layers * widest_qkv if config.qkv_bias else 0,
         "q_norm": config.num_layers * config.head_dim if config.qk_norm else 0,
         "k_norm": config.num_layers * config.head_dim if config.qk_norm else 0,
+        **dict(zip(("layers_swizzle", "head_swizzle"), plan.tape_regions, strict=True)),
     }
     layout, offset = {}, 0
     for name, length in lengths.items():
@@ -215,6 +224,7 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "period": len(plan.placement.pattern),
         "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
         "copy_words": copy_words(plan),
+        "region_periods": plan.placement.region_periods,
     }
     for name in HEADER.names or ():
         header[name] = values[name]

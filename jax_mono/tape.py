@@ -69,7 +69,8 @@ class Tapes:
         layers: [D, R, num_layers, layer_words], the layer tapes, as :data:`STORAGE` says. R is B, and row b belongs to
             block b; unless the plan's placement interleaves tapes, see :class:`jax_mono.placement.Placement`.
         head: [D, R, head_words], the LM head's tapes, likewise.
-        constants: [D, floats] float32: norms and biases, see :func:`jax_mono.record.constants_layout`.
+        constants: [D, floats] float32: norms and biases, and the tapes' swizzle, see
+            :func:`jax_mono.record.constants_layout`.
         embed: [vocab, hidden], stored like the tapes, the same on every device.
         dtype: The weight dtype.
     """
@@ -163,6 +164,8 @@ def store_tiles(plan: Plan, stage: Stage, tiles: np.ndarray, tapes: np.ndarray, 
 def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     """Packs norms and biases of one device into [floats] float32; exact, since that holds all narrower weights.
 
+    Packing lays tapes without a swizzle, so that is zero.
+
     Args:
         plan: The plan.
         device: The device.
@@ -188,6 +191,7 @@ def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -
     if config.qk_norm:
         for name in ("q_norm", "k_norm"):
             found += [vectors[f"layers.{layer}.attention.{name}"] for layer in layers]
+    found.append(np.zeros(sum(plan.tape_regions)))
     return np.concatenate([vector.astype(np.float32).reshape(-1) for vector in found])
 
 
@@ -259,7 +263,7 @@ def _pad(matrix: AnyArray, rows: int, cols: int) -> AnyArray:
 
 
 def unpack_layer(
-    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None
+    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None, swizzle: Array | None = None
 ) -> dict[str, dict[str, Array]]:
     """Recovers all matrices that one device holds of one layer.
 
@@ -269,18 +273,26 @@ def unpack_layer(
         tape: The layer tapes of the device's blocks, [R, num_layers, layer_words], or without ``layer``
             [R, layer_words], unless they are interleaved.
         layer: Which layer, may be traced.
+        swizzle: int32 [regions], see :func:`jax_mono.granules.layers_swizzle`.
 
     Returns:
         ``attention`` with wq, wk, wv, wo and ``feed_forward`` with w1, w3, w2; see :func:`unpack_matrix`.
     """
     names = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w3", "w2")}
     return {
-        module: {name: unpack_matrix(plan, share, name, tape, layer) for name in members}
+        module: {name: unpack_matrix(plan, share, name, tape, layer, swizzle) for name in members}
         for module, members in names.items()
     }
 
 
-def unpack_matrix(plan: Plan, share: DevicePlan, name: str, tape: Array, layer: ArrayLike | None = None) -> Array:
+def unpack_matrix(
+    plan: Plan,
+    share: DevicePlan,
+    name: str,
+    tape: Array,
+    layer: ArrayLike | None = None,
+    swizzle: Array | None = None,
+) -> Array:
     """Recovers the part of a matrix that one device holds, bit for bit, as it is stored.
 
     Args:
@@ -289,28 +301,29 @@ def unpack_matrix(plan: Plan, share: DevicePlan, name: str, tape: Array, layer: 
         name: wq, wk, wv, wo, w1, w3 or w2.
         tape: As for :func:`unpack_layer`.
         layer: As for :func:`unpack_layer`.
+        swizzle: As for :func:`unpack_layer`.
 
     Returns:
         [lanes, rows, cols], lanes of this device; wo and w2 are cut along their columns, the others along their rows.
     """
     stages, half = share.stages, plan.tile.rows // 2
     if name in ("wo", "w2"):
-        return _row_matrix(plan, stages["o" if name == "wo" else "down"], tape, layer)
+        return _row_matrix(plan, stages["o" if name == "wo" else "down"], tape, layer, swizzle)
     if name in ("w1", "w3"):
         rows = slice(0, half) if name == "w1" else slice(half, 2 * half)
         neurons = share.neurons.count // share.lanes.count
-        return _column_matrix(plan, stages["up"], tape, layer, rows)[:, :neurons]
-    qkv = _column_matrix(plan, stages["qkv"], tape, layer)
+        return _column_matrix(plan, stages["up"], tape, layer, swizzle, rows)[:, :neurons]
+    qkv = _column_matrix(plan, stages["qkv"], tape, layer, swizzle)
     queries = _query_span(plan, share).count // share.lanes.count
     keys = _key_span(plan, share).count // share.lanes.count
     ranges = {"wq": (0, queries), "wk": (queries, queries + keys), "wv": (queries + keys, queries + 2 * keys)}
     return qkv[:, slice(*ranges[name])]
 
 
-def unpack_head(plan: Plan, share: DevicePlan, tape: Array) -> Array:
+def unpack_head(plan: Plan, share: DevicePlan, tape: Array, swizzle: Array | None = None) -> Array:
     """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [R, head_words]."""
     stage = share.stages["head"]
-    return _column_matrix(plan, stage, tape, None)[:, : stage.rows].reshape(-1, stage.cols)
+    return _column_matrix(plan, stage, tape, None, swizzle)[:, : stage.rows].reshape(-1, stage.cols)
 
 
 def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str, Array]:
@@ -345,11 +358,11 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> list[Array]:
+def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None) -> list[Array]:
     """Tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
     offsets = stage.offsets
     if plan.placement.interleaved:
-        tape, offsets = granules.in_one_piece(plan, stage, tape, layer)
+        tape, offsets = granules.in_one_piece(plan, stage, tape, layer, swizzle)
         layer = None
     if layer is None:
         tape, layer = tape[:, None], 0
@@ -362,23 +375,31 @@ def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> lis
     return runs
 
 
-def _column_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, rows: slice = slice(None)) -> Array:
+def _column_matrix(
+    plan: Plan,
+    stage: Stage,
+    tape: Array,
+    layer: ArrayLike | None,
+    swizzle: Array | None,
+    rows: slice = slice(None),
+) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
     tile = plan.tile
     if stage.tiles == 0:
         return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
     chunks = stage.tile_words // (tile.rows * tile.cols)
-    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in _runs(plan, stage, tape, layer)]
+    found = _runs(plan, stage, tape, layer, swizzle)
+    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in found]
     matrix = jnp.concatenate(runs).swapaxes(1, 2)
     return matrix.reshape(stage.lanes, -1, chunks * tile.cols)[:, :, : stage.cols]
 
 
-def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None) -> Array:
+def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
     tile = plan.tile
     if stage.cols == 0:
         return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
-    tiles = jnp.concatenate(_runs(plan, stage, tape, layer))
+    tiles = jnp.concatenate(_runs(plan, stage, tape, layer, swizzle))
     chunks = tiles.reshape(stage.tiles, stage.lanes, -1, tile.rows, tile.cols)
     matrix = chunks.transpose(1, 0, 3, 2, 4).reshape(stage.lanes, stage.tiles * tile.rows, -1)
     return matrix[:, : stage.rows, : stage.cols]

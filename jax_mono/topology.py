@@ -55,6 +55,44 @@ class Figure:
         return int(self.value)
 
 
+@dataclass(frozen=True)
+class AddressHash:
+    """Which part of its memory a device takes a physical address to.
+
+    The lowest bits of the masks number the granules of a period, in order; further bits exchange parts, from one region
+    of memory to the next.
+
+    Attributes:
+        masks: Per bit of the part's number, the lowest first: the bits of the address whose parity it is.
+        source: A key of :data:`SOURCES`.
+    """
+
+    masks: tuple[int, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source {self.source!r} is unknown; add it to SOURCES")
+        if any(mask & -mask != self.granule_bytes << bit for bit, mask in enumerate(self.masks)):
+            raise ValueError("the lowest bits of the masks must follow each other, as the numbers of granules do")
+
+    @property
+    def granule_bytes(self) -> int:
+        """Consecutive bytes of one part."""
+        return self.masks[0] & -self.masks[0]
+
+    @property
+    def parts(self) -> int:
+        """How many there are; also the granules of a period."""
+        return 1 << len(self.masks)
+
+    @property
+    def region_bytes(self) -> int:
+        """Consecutive, aligned bytes in which parts are exchanged alike."""
+        higher = [mask & (mask - 1) for mask in self.masks]
+        return min(mask & -mask for mask in higher if mask)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """One kind of device and how several of them are linked.
@@ -72,6 +110,7 @@ class Topology:
         granule_bytes: Consecutive bytes that lie in one stack; 0 where the placement is not known to matter.
         interleave_ways: Parts of the memory that consecutive granules belong to in turn; neighbours in number lie on
             one I/O die.
+        address_hash: How addresses choose one of these parts; None if it is not known.
         memory_bytes: Capacity; what data sheets call GB are GiB.
         memory_rate: Peak of the memory, bytes per second.
         l2_bytes: Of one die.
@@ -93,6 +132,7 @@ class Topology:
     stacks: Figure
     granule_bytes: Figure
     interleave_ways: Figure
+    address_hash: AddressHash | None = None
     memory_bytes: Figure
     memory_rate: Figure
     l2_bytes: Figure
@@ -124,8 +164,7 @@ class Topology:
     def granule_sides(self) -> tuple[int, ...]:
         """I/O dies to which consecutive granules of memory belong, over one period; (0,) if placement does not matter.
 
-        It is the order within a megabyte of physical memory: AMD's devices exchange I/O dies by higher bits of the
-        address, which a period cannot say (docs/mi300x-placement.md).
+        It is the order within a region of physical memory, up to the exchanges of :attr:`address_hash`.
         """
         ways, sides = self.interleave_ways.whole, self.io_dies.whole
         if sides == 1 or self.granule_bytes.whole == 0:
@@ -153,6 +192,12 @@ class Topology:
         return tuple((a, b, self.link_rate.value) for a in range(devices) for b in range(a + 1, devices))
 
 
+# Of memory that is not partitioned. One of an I/O die's two stacks is chosen by bits 14, 19, 26, 33 and 40.
+_AMD_HASH = AddressHash(
+    tuple(sum(1 << bit for bit in bits) for bits in ((12, 20, 27, 34, 41), (13, 21, 28, 35, 42))), "amdgpu"
+)
+
+
 def _mi300(name: str, memory: Figure, rate: Figure) -> Topology:
     return Topology(
         name=name,
@@ -163,6 +208,7 @@ def _mi300(name: str, memory: Figure, rate: Figure) -> Topology:
         stacks=Figure(8, "cdna3"),
         granule_bytes=Figure(4096, "amdgpu"),  # the white paper says it of the MI300A
         interleave_ways=Figure(4, "amdgpu"),  # one stack of each I/O die, then the other of each; not if partitioned
+        address_hash=_AMD_HASH,
         memory_bytes=memory,
         memory_rate=rate,
         l2_bytes=Figure(4 << 20, "cdna3"),
@@ -189,6 +235,7 @@ MI355X = Topology(
     stacks=Figure(8, "cdna4"),
     granule_bytes=Figure(4096, "amdgpu"),
     interleave_ways=Figure(4, "amdgpu"),  # two of each I/O die, as the halves of a memory in two partitions say
+    address_hash=_AMD_HASH,
     memory_bytes=Figure(288 << 30, "rocm"),
     memory_rate=Figure(8e12, "cdna4"),
     l2_bytes=Figure(4 << 20, "cdna4"),

@@ -20,6 +20,7 @@ from tiny import random_params, tiny
 from jax_mono import packing
 from jax_mono.config import ConfigError, ModelConfig
 from jax_mono.device_tapes import DeviceTapes
+from jax_mono.granules import head_swizzle, layers_swizzle
 from jax_mono.models.source import ArraySource, CheckpointError, Params, flatten, tensor_shapes, unflatten
 from jax_mono.packing import pack
 from jax_mono.plan import Plan, make_plan
@@ -132,15 +133,16 @@ def assert_unpacks_to(plan: Plan, tapes: Tapes, params: Params) -> None:
     config = plan.config
     table = np.asarray(params["embed"] if config.tie_word_embeddings else params["lm_head"])
     for device, share in enumerate(plan.devices):
+        constants = tapes.constants[device]
         for layer in range(config.num_layers):
-            unpacked = unpack_layer(plan, share, tapes.layers[device], layer)
+            unpacked = unpack_layer(plan, share, tapes.layers[device], layer, layers_swizzle(plan, constants))
             expected = dict(own_matrices(plan, device, params["layers"][layer]))
             assert {path for path, _ in flatten(unpacked)} == set(expected)
             for path, matrix in flatten(unpacked):
                 np.testing.assert_array_equal(bits(matrix), bits(expected[path]), err_msg=f"{device} {layer} {path}")
-        head = unpack_head(plan, share, tapes.head[device])
+        head = unpack_head(plan, share, tapes.head[device], head_swizzle(plan, constants))
         np.testing.assert_array_equal(bits(head), bits(table[share.vocab.first : share.vocab.stop]))
-        vectors = unpack_vectors(plan, tapes.constants[device], share)
+        vectors = unpack_vectors(plan, constants, share)
         for name in ("attention_norm", "ffn_norm"):
             stacked = [np.asarray(params["layers"][layer][name], np.float32) for layer in range(config.num_layers)]
             np.testing.assert_array_equal(vectors.pop(name), stacked)
