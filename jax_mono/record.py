@@ -69,6 +69,8 @@ HEADER = np.dtype(
         ("roles", SPAN, MAX_DIES),
         ("copy_words", "<i8"),
         ("region_periods", "<i8"),
+        ("layers_swizzle", "<i8"),
+        ("head_swizzle", "<i8"),
     ]
 )
 LAYER = np.dtype(
@@ -101,13 +103,7 @@ CHANNELS = np.dtype(
     ]
 )
 CONSTANTS = np.dtype(
-    [
-        (name, "<i8")
-        for name in (
-            *("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm"),
-            *("layers_swizzle", "head_swizzle", "floats"),
-        )
-    ]
+    [(name, "<i8") for name in ("attention_norm", "ffn_norm", "final_norm", "qkv_bias", "q_norm", "k_norm", "floats")]
 )
 DEVICE = np.dtype(
     [
@@ -225,6 +221,8 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
         "copy_words": copy_words(plan),
         "region_periods": plan.placement.region_periods,
+        "layers_swizzle": constants_layout(plan)["layers_swizzle"],
+        "head_swizzle": constants_layout(plan)["head_swizzle"],
     }
     for name in HEADER.names or ():
         header[name] = values[name]

@@ -49,14 +49,14 @@ struct Architecture {
   i32 fewest_slots;        // of the ring in shared memory; 0 if weights stream through registers
   i32 most_chunks;         // of a piece, if that leaves few enough pieces
   i32 copies_in_flight;    // of the ring; more of them slow each other down
-  i32 static_bytes;        // of shared memory that the kernel declares itself, at most
+  i32 static_bytes;        // of shared memory that the kernel declares itself, at most, apart from the tapes' swizzle
   bool dies;               // whether blocks can tell on which die they run
   Sizes (*sizes)(const Plan& plan);
 };
 constexpr Architecture kArchitectures[] = {
     {"sm_90a", 256, 128, 16, 12, 8, 1024, false, sizes_of<256 / 32>},  // 6 KiB a copy
     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
-    {"gfx942", 512, 0, 0, 12, 0, 2048, true, sizes_of<512 / 64>},
+    {"gfx942", 512, 0, 0, 12, 0, 512, true, sizes_of<512 / 64>},
     {"fibers", 64, 0, 0, 24, 0, 0, true, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
 };
 
@@ -71,6 +71,21 @@ i32 most_pieces(const Plan& plan, i32 slot_chunks) {
     }
   }
   return most;
+}
+
+// Weights of the longest piece.
+i64 longest_piece(const Plan& plan, i32 slot_chunks) {
+  i64 longest = 0;
+  for (i32 device = 0; device < plan.header->num_devices; ++device)
+    for (const Stage& stage : plan.devices[device].stages)
+      longest = std::max(longest, piece_chunks(stage.width / plan.header->tile_cols, slot_chunks) * i64(kChunkWords));
+  return longest;
+}
+
+// Regions of memory that a block's tapes touch, for each of which it keeps a byte.
+i64 touched_by_block(const Header& h) {
+  return touched_regions(h.num_layers * h.layer_words / h.granule_words, h.region_periods) +
+         touched_regions(h.head_words / h.granule_words, h.region_periods);
 }
 
 // The header's fields as static constants of a struct, so that code written for Header finds them at compile time.
@@ -106,6 +121,9 @@ std::string shape_struct(const Header& h) {
   field("num_dies", h.num_dies);
   field("granule_words", h.granule_words);
   field("period", h.period);
+  field("region_periods", h.region_periods);
+  field("layers_swizzle", h.layers_swizzle);
+  field("head_swizzle", h.head_swizzle);
   out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words
       << "LL, copy_words = " << h.copy_words << "LL;\n"
       << "  static constexpr float norm_eps = " << h.norm_eps << "f;\n};\n";
@@ -131,7 +149,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
   const Sizes sizes = arch->sizes(plan);
-  const i64 room = shared_limit - arch->static_bytes - sizes.near_bytes;
+  const i64 own_bytes = arch->static_bytes + touched_by_block(h), room = shared_limit - own_bytes - sizes.near_bytes;
   i32 slot_chunks = arch->most_chunks;
   i64 slots = 0, ring = 0;
   if (arch->fewest_slots) {
@@ -144,11 +162,14 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
              std::to_string(shared_limit) + " to stream weights through; spread it over more devices");
   } else {
     if (room < 0)
-      refuse("the model needs " + std::to_string(sizes.near_bytes + arch->static_bytes) + " bytes of shared memory per block, of " +
+      refuse("the model needs " + std::to_string(sizes.near_bytes + own_bytes) + " bytes of shared memory per block, of " +
              std::to_string(shared_limit) + "; spread it over more devices");
     while (slot_chunks < 2 * arch->most_chunks && most_pieces(plan, slot_chunks) > kMaxPieces) ++slot_chunks;
   }
   if (most_pieces(plan, slot_chunks) > kMaxPieces) refuse("a row of weights is too long for this kernel; spread the model over more devices");
+  if (h.region_periods && ((h.period & (h.period - 1)) || h.region_periods * h.granule_words < longest_piece(plan, slot_chunks)))
+    refuse("granules of a period cannot be exchanged: their number must be a power of two, and a piece of " +
+           std::to_string(longest_piece(plan, slot_chunks)) + " weights must reach no farther than the next region");
 
   std::ostringstream out;
   out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/plan.h\"\n\nnamespace mono {\n\n"

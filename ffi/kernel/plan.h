@@ -41,6 +41,7 @@ struct Header {
   Span roles[kMaxDies];                        // per die, the blocks that belong on it
   i64 copy_words;                              // from one die's copies of channels to the next die's; see handoff.h
   i64 region_periods;                          // see touched_regions(); 0: no granules are ever exchanged
+  i64 layers_swizzle, head_swizzle;            // of these tapes' arrays, per region: offsets into a device's constants, in floats
 };
 
 // A tape has one granule of every `period` of the array that it lies in: how far from its start a word or byte of it is.
@@ -85,7 +86,6 @@ struct Constants {
   i64 attention_norm, ffn_norm, final_norm;  // [layers, hidden], [layers, hidden], [hidden]
   i64 qkv_bias;                              // [layers, lanes, rows]
   i64 q_norm, k_norm;                        // [layers, head_dim]
-  i64 layers_swizzle, head_swizzle;          // [regions] of these tapes' arrays, see touched_regions()
   i64 floats;                                // length
 };
 
@@ -104,11 +104,11 @@ struct Block {
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 4 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
+static_assert(sizeof(Header) == 6 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == 2 * 8 + kStages * 16 + 16, "no padding");
-static_assert(sizeof(Device) == kStages * sizeof(Stage) + 15 * 8 + 9 * 8 + 4 * 8, "no padding");
+static_assert(sizeof(Device) == kStages * sizeof(Stage) + 15 * 8 + 7 * 8 + 4 * 8, "no padding");
 
 // A view of the record; copies nothing.
 struct Plan {

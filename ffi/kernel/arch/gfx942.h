@@ -232,6 +232,11 @@ MONO_DEVICE Course& course() {
   return of_block;
 }
 
+MONO_DEVICE Swizzle& swizzle() {
+  MONO_SHARED static Swizzle of_block;
+  return of_block;
+}
+
 // A wave's end of the tape.
 class Pump {
  public:

@@ -5,6 +5,18 @@
 
 namespace mono::MONO_VARIANT {
 
+// By how many granules a tape lies further on in each region that it touches, of the `regions` of its array.
+MONO_DEVICE u32 set_swizzle(const float* swizzle, i64 regions, i64 start, i32 count, signed char* further) {
+  const u32 granule = u32(start / Shape::granule_words), own = granule % u32(Shape::period), period = granule / u32(Shape::period);
+  const u32 first = period / arch::kRegionPeriods;
+  arch::for_each(count, [&](i32 i) {
+    // Whatever the table says, no tape leaves its period.
+    const u32 exchanged = first + i < regions ? u32(swizzle[first + i]) % u32(Shape::period) : 0;
+    further[i] = (signed char)(i32(own ^ exchanged) - i32(own));
+  });
+  return period % arch::kRegionPeriods;
+}
+
 // Sets the course of the block; returns its pieces per token, LM head included.
 MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
   const Device& device = call.plan.devices[call.device];
@@ -22,6 +34,17 @@ MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
     course.layers = u64(static_cast<const Weight*>(call.layers) + share.layers);
     course.head = u64(static_cast<const Weight*>(call.head) + share.head);
     course.first_head = first_head;
+  }
+  if constexpr (arch::kRegionPeriods > 0) {
+    arch::Swizzle& swizzle = arch::swizzle();
+    const u32 layers = set_swizzle(call.constants + Shape::layers_swizzle, Shape::head_swizzle - Shape::layers_swizzle, share.layers,
+                                   arch::kLayersRegions, swizzle.further);
+    const u32 head = set_swizzle(call.constants + Shape::head_swizzle, device.constants.floats - Shape::head_swizzle, share.head,
+                                 arch::kHeadRegions + 1, swizzle.further + arch::kLayersRegions);
+    if (arch::thread() == 0) {
+      swizzle.layers_begun = layers;
+      swizzle.head_begun = head;
+    }
   }
   arch::sync();
   return pieces;

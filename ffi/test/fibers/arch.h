@@ -223,6 +223,11 @@ MONO_DEVICE Course& course() {
   return of_block;
 }
 
+MONO_DEVICE Swizzle& swizzle() {
+  static thread_local Swizzle of_block;
+  return of_block;
+}
+
 // Walks the tape as CDNA 3's does, and reads it where it lies.
 class Pump {
  public:
