@@ -136,6 +136,21 @@ class Votes:
         die, lead = _vote(self._means, groups, self._noise, self._counts)
         return die, float(lead.min())
 
+    def seen_by(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How each die sees each place, lower where it is nearer.
+
+        Args:
+            groups: [xcds], die of each XCD.
+
+        Returns:
+            float [dies, period], and the variance of the difference of two dies there, [period].
+        """
+        member = _members(groups)
+        spread = member @ self._noise @ member.T
+        # Of all pairs of dies, the least certain one.
+        own = np.diag(spread)
+        return member @ self._means, (own[:, None] + own - 2 * spread).max() / self._counts
+
 
 def page_dies(seen: np.ndarray, groups: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
     """The die of each page by itself.
@@ -155,8 +170,7 @@ def _vote(
     means: np.ndarray, groups: np.ndarray, noise: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The die that sees each column nearest, and its lead in standard errors; `noise` is [xcds, xcds] of one page."""
-    member = np.stack([groups == group for group in range(groups.max() + 1)]).astype(float)
-    member /= member.sum(axis=1, keepdims=True)
+    member = _members(groups)
     scores = member @ means
     order = np.argsort(scores, axis=0)
     best, next_best = order[0], order[1]
@@ -165,6 +179,12 @@ def _vote(
     spread = member @ noise @ member.T
     variance = spread[best, best] + spread[next_best, next_best] - 2 * spread[best, next_best]
     return best, lead / np.sqrt(np.maximum(variance, 1e-12) / counts)
+
+
+def _members(groups: np.ndarray) -> np.ndarray:
+    """[dies, xcds], what takes the mean of a die's XCDs."""
+    member = np.stack([groups == group for group in range(groups.max() + 1)]).astype(float)
+    return member / member.sum(axis=1, keepdims=True)
 
 
 def page_covariance(seen: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ A device of several dies reads memory of its own die sooner than that of others.
 addresses to dies (docs/mi300x-placement.md); a program sees virtual ones, so it is measured: every XCD times every
 page, and :func:`solve` looks for
 
-1. a period, by autocorrelation over the pages: pages that far apart are seen alike by all XCDs;
+1. a period, by autocorrelation over the pages: pages that far apart are seen alike by all XCDs; or, where the topology
+   has a hash of addresses, its regions, in which dies follow each other in one order but for an exchange;
 2. the dies, by which XCDs see the same pages near;
 3. the die of each page, by a vote of all pages of the same place in the period (or page by page, without a period);
 4. a contradiction, on pages (or XCDs) that had no part in 1 to 3.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_mono.bringup import page_statistics as statistics
+from jax_mono.bringup.region_fit import explain
 from jax_mono.topology import Topology
 
 FEWEST_PAGES = 128
@@ -135,10 +137,67 @@ def solve(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
         found = _periodic(times, seen, used, period)
         if isinstance(found, PageMap):
             return found
+    regional = solve_regions(times, topology)
+    if isinstance(regional, PageMap):
+        return regional
     alone = _aperiodic(times, seen)
     if isinstance(alone, PageMap) or not periods:
         return alone
     return found
+
+
+def solve_regions(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
+    """Finds the map where the topology's hash of addresses holds, but for bits that all of a region have in common.
+
+    It needs no period: regions may be exchanged at random, as those of scattered pages of a larger size are.
+
+    Args:
+        times: As for :func:`solve`; the first page starts a region.
+        topology: The device.
+
+    Returns:
+        The map, or why there is none.
+
+    Raises:
+        ValueError: `times` has another shape or holds what is no time.
+    """
+    times = _checked(times)
+    known = topology.address_hash
+    if known is None:
+        return Refusal(f"how {topology.name} hashes addresses is not known")
+    parts, region_pages = known.parts, known.region_bytes // known.granule_bytes
+    times = times[:, : times.shape[1] // parts * parts]
+    page = np.arange(times.shape[1])
+    if len(page) < FEWEST_PAGES:
+        return Refusal(f"{len(page)} pages tell nothing; time at least {FEWEST_PAGES}")
+    seen = statistics.centred(times)
+    place = page // region_pages * parts + page % parts
+    used = page % region_pages < region_pages * (1 - _HELD_BACK)
+    places = int(place[-1]) + 1
+    votes = statistics.Votes(seen[:, used], place[used], places)
+    groups = statistics.groups(votes.covariance())
+    if groups is None or parts % (groups.max() + 1):
+        return Refusal(f"XCDs do not fall into dies that see the {parts} places of a period apart")
+    if statistics.Votes(seen, place, places).hides_more():
+        return Refusal("pages of one place of a region lie on several dies")
+    by_die, variance = votes.seen_by(groups)
+    order, exchange, lead = explain(by_die.reshape(len(by_die), -1, parts))
+    lead = lead / np.sqrt(variance.reshape(-1, parts).sum(axis=1))
+    clear = lead >= _Z_VOTE
+    if clear.mean() < _KNOWN:
+        return Refusal(
+            f"noise hides how {1 - clear.mean():.0%} of the regions are exchanged; time more lines of each page"
+        )
+    region = page // region_pages
+    die = np.where(clear[region], np.asarray(order)[page % parts ^ exchange[region]], -1)
+    check = ~used & (die >= 0)
+    if not check.any():
+        return Refusal(f"{len(page)} pages are no whole region; time at least {region_pages}")
+    period = statistics.shortest_period(die) if clear.all() else len(die)
+    return _judged(
+        times[:, check], die[check], groups, die=die, period=period if period * REPEATS <= len(die) else None,
+        confidence=_probability(float(lead[clear].min())),
+    )  # fmt: skip
 
 
 def verify(guess: PageMap, times: np.ndarray) -> PageMap | Refusal:

@@ -1,11 +1,12 @@
-"""The swizzle of each region of memory, from a map of its pages: which exchange of dies explains most of them.
+"""How regions of memory exchange the dies of a period: one number of each region explains all its pages.
 
-A region's pages go to the dies by the pattern of the plan, whose places are exchanged by one number (see
-:mod:`jax_mono.swizzle`); so all pages of a region vote for it together, and some wrong ones do not matter.
+So all pages of a region vote for it together, and some wrong ones do not matter. :func:`explain` finds the numbers, and
+the order of the dies, from times; :func:`fit` the swizzle that tapes need (:mod:`jax_mono.swizzle`), from a map.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,36 @@ class Fit:
     agreement: np.ndarray
     clear: np.ndarray
     refusal: str = ""
+
+
+def explain(seen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Finds the order of dies and the exchanges of regions that put pages as near as can be.
+
+    Args:
+        seen: float [dies, regions, places of a period], how each die sees the pages of a place, lower where it is
+            nearer; as many places as dies, or a multiple of it, and a power of two.
+
+    Returns:
+        Die of each place where nothing is exchanged; the exchange of each region, int [regions]: place i is then as
+        place i ^ exchange was; and by how much the next best one puts the region's pages farther, [regions].
+    """
+    dies, _, period = seen.shape
+    places = np.arange(period)
+    best: tuple[float, tuple[int, ...], np.ndarray] | None = None
+    # Orders that differ by an exchange of all regions are the same; the first of them is found first.
+    for order in sorted(set(itertools.permutations(np.repeat(np.arange(dies), period // dies).tolist()))):
+        sides = np.asarray(order)[places ^ places[:, None]]
+        far = np.stack([seen[row, :, places].sum(axis=0) for row in sides])  # [exchanges, regions]
+        total = float(far.min(axis=0).sum())
+        if best is None or total < best[0] - 1e-9 * abs(total):
+            best = total, order, far
+    assert best is not None
+    _, order, far = best
+    sides = np.asarray(order)[places ^ places[:, None]]
+    _, distinct = np.unique(sides, axis=0, return_index=True)
+    distinct = np.sort(distinct)
+    ranked = np.sort(far[distinct], axis=0)
+    return order, distinct[far[distinct].argmin(axis=0)], ranked[1] - ranked[0]
 
 
 def fit(die: np.ndarray, pattern: Sequence[int], region_pages: int) -> Fit:

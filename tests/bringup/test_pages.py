@@ -10,10 +10,11 @@ from bringup.synthetic_pages import Home, hashed, interleaved, repeating, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mono.bringup.pages import PageMap, Refusal, solve, verify
+from jax_mono.bringup.pages import PageMap, Refusal, solve, solve_regions, verify
+from jax_mono.bringup.region_fit import fit
 from jax_mono.config import ConfigError
 from jax_mono.placement import place
-from jax_mono.topology import H200, MI300X
+from jax_mono.topology import H200, MI300X, Topology
 
 IN_ORDER = (0, 0, 1, 1, 2, 2, 3, 3)
 LAYOUTS = {4: IN_ORDER, 2: (0, 0, 0, 0, 1, 1, 1, 1), 8: tuple(range(8))}
@@ -238,3 +239,56 @@ def test_what_is_no_time_is_no_input() -> None:
     for broken in (np.ones(8), np.zeros((8, 0)), np.zeros((8, 200)), np.full((8, 200), np.nan)):
         with pytest.raises(ValueError):
             solve(broken, MI300X)
+
+
+def scattered(pages: int, *, region: int = 256, seed: int = 0) -> Home:
+    """Four dies in turn, exchanged by bit 8 of a page's number, and at random every 2 MiB."""
+    table = np.random.default_rng(seed).integers(0, 4, pages // (2 * region) + 1)
+    return lambda page: page % 4 ^ page // region % 2 ^ table[page // (2 * region)]
+
+
+@pytest.mark.parametrize(("pages", "noise"), [(4096, 20.0), (16384, 60.0), (10_000, 100.0)])
+def test_regions_that_are_exchanged_at_random(pages: int, noise: float) -> None:
+    home = scattered(pages)
+    found = solve(times(home, pages=pages, noise=noise, outliers=0.02, drift=10.0), MI300X)
+    assert isinstance(found, PageMap), found
+    assert found.period is None and right(found, home, IN_ORDER) == 1.0 and (found.die >= 0).mean() > 0.9
+    fitted = fit(found.die, MI300X.granule_sides, 256)
+    assert fitted.refusal == ""
+    exchanged = home(np.arange(len(found.die)))[::256]
+    np.testing.assert_array_equal(fitted.swizzle[fitted.clear], exchanged[fitted.clear])
+
+
+def test_a_region_that_noise_hides_is_left_out() -> None:
+    home = scattered(8192)
+    measured = times(home, pages=8192, noise=20.0)
+    measured[:, 256:512] = times(home, pages=8192, noise=400.0, seed=1)[:, 256:512]
+    found = solve_regions(measured, MI300X)
+    assert isinstance(found, PageMap), found
+    assert (found.die[256:512] == -1).all() and (found.die[512:] >= 0).all() and right(found, home, IN_ORDER) == 1.0
+
+
+def test_regions_find_the_period_of_the_driver_and_the_order_of_the_dies() -> None:
+    masks = (1 | 1 << 8 | 1 << 15, 2 | 2 << 8 | 2 << 15)
+    order = (2, 2, 0, 0, 3, 3, 1, 1)
+    for pages, period in ((1 << 14, 1024), (4096, None)):
+        found = solve_regions(times(hashed(masks), order, pages=pages, noise=60.0), MI300X)
+        assert isinstance(found, PageMap) and found.period == period
+        assert right(found, hashed(masks), order) == 1.0
+        assert fit(found.die, (0, 1, 2, 3), 256).refusal, "the dies' numbers are in another order than the parts'"
+
+
+REGIONLESS = {
+    "granules of four pages": (interleaved(4), MI300X, "XCDs do not fall into dies"),
+    "exchanged within regions": (hashed((1 | 1 << 7, 2)), MI300X, "lie on several dies"),
+    "nothing": (repeating((0,)), MI300X, "XCDs do not fall into dies"),
+    "no hash": (interleaved(1), H200, "how h200 hashes addresses is not known"),
+}
+
+
+@pytest.mark.parametrize(("home", "topology", "reason"), REGIONLESS.values(), ids=REGIONLESS)
+def test_memory_without_such_regions(home: Home, topology: Topology, reason: str) -> None:
+    found = solve_regions(times(home, pages=4096), topology)
+    assert isinstance(found, Refusal) and reason in found.reason
+    few = solve_regions(times(home, pages=100), MI300X)
+    assert isinstance(few, Refusal) and "100 pages tell nothing" in few.reason
