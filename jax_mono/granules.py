@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,24 @@ from jax_mono.plan import Plan, Stage
 from jax_mono.record import constants_layout
 
 Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Swizzle:
+    """By what the granules of each period of an array of tapes are exchanged; see :mod:`jax_mono.swizzle`.
+
+    Attributes:
+        begun: int32 [...], periods of the array's first region that lie before the array.
+        exchanges: int32 [..., regions], what would be granule i of a period in the region is granule i ^ exchange.
+    """
+
+    begun: Array
+    exchanges: Array
+
+    def of_periods(self, plan: Plan, periods: ArrayLike) -> Array:
+        """The exchanges of periods, int32 [...], counted from the start of one device's array."""
+        return jnp.asarray(self.exchanges)[(jnp.asarray(periods) + self.begun) // plan.placement.region_periods]
 
 
 def block_tape(plan: Plan, tapes: np.ndarray, block: int, layer: int | None) -> np.ndarray:
@@ -54,7 +73,7 @@ def store(tape: np.ndarray, offset: int, words: np.ndarray) -> None:
 
 
 def in_one_piece(
-    plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None = None
+    plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None = None
 ) -> tuple[Array, tuple[int, ...]]:
     """Collects what interleaved tapes hold of a stage.
 
@@ -63,7 +82,7 @@ def in_one_piece(
         stage: The stage.
         tape: One device's array of tapes: [R, num_layers, layer_words], or [R, head_words].
         layer: Which layer, may be traced; None for the head.
-        swizzle: int32 [regions], of this array; None for none.
+        swizzle: Of this array; None for none.
 
     Returns:
         [B, words], and per block where in its row the stage starts.
@@ -80,7 +99,7 @@ def in_one_piece(
     if layer is not None:
         granules = granules + jnp.asarray(layer) * (length * period)
     if swizzle is not None:
-        granules = granules ^ swizzle[granules // (period * placement.region_periods)]
+        granules = granules ^ swizzle.of_periods(plan, granules // period)
     rows = tape.reshape(-1, size)[granules].reshape(plan.num_blocks, count * size)
     return rows, tuple(int(offset - start * size) for offset, start in zip(stage.offsets, starts, strict=True))
 
@@ -109,7 +128,7 @@ def interleave(plan: Plan, tapes: Array) -> Array:
     return taken.reshape(tapes.shape[0], placement.tape_rows, *tapes.shape[2:])
 
 
-def layers_swizzle(plan: Plan, constants: Array) -> Array | None:
+def layers_swizzle(plan: Plan, constants: Array) -> Swizzle | None:
     """The swizzle of the layer tapes.
 
     Args:
@@ -117,21 +136,22 @@ def layers_swizzle(plan: Plan, constants: Array) -> Array | None:
         constants: float32 [..., floats], see :class:`jax_mono.tape.Tapes`.
 
     Returns:
-        int32 [..., regions]; None if the plan's tapes are never swizzled.
+        The swizzle, [...]; None if the plan's tapes are never swizzled.
     """
     return _part(plan, constants, "layers_swizzle", "head_swizzle")
 
 
-def head_swizzle(plan: Plan, constants: Array) -> Array | None:
+def head_swizzle(plan: Plan, constants: Array) -> Swizzle | None:
     """The swizzle of the LM head's tapes; as :func:`layers_swizzle`."""
     return _part(plan, constants, "head_swizzle", "floats")
 
 
-def _part(plan: Plan, constants: Array, first: str, end: str) -> Array | None:
+def _part(plan: Plan, constants: Array, first: str, end: str) -> Swizzle | None:
     if not plan.placement.region_periods:
         return None
     layout = constants_layout(plan)
-    return constants[..., layout[first] : layout[end]].astype(jnp.int32)
+    words = constants[..., layout[first] : layout[end]].astype(jnp.int32)
+    return Swizzle(words[..., 0], words[..., 1:])
 
 
 def check_alignment(plan: Plan, arrays: Sequence[Array]) -> None:

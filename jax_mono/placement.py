@@ -94,9 +94,9 @@ class Placement:
         return before * length * len(self.pattern) + slot
 
     def regions(self, length: int) -> int:
-        """Regions of memory that an array of tapes of so many granules each takes, if it starts with one; or 0."""
+        """Regions of memory that an array of tapes of so many granules each touches at most; 0 if none exchange any."""
         periods = self.tape_rows // len(self.pattern) * length
-        return -(-periods // self.region_periods) if self.region_periods else 0
+        return (periods + 2 * self.region_periods - 2) // self.region_periods if self.region_periods else 0
 
     def rounded(self, words: int) -> int:
         """A tape of so many weights in whole granules."""

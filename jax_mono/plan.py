@@ -193,7 +193,7 @@ class Plan:
 
     @property
     def tape_regions(self) -> tuple[int, int]:
-        """Regions of memory that a device's array of layer tapes takes, and that of its head tapes."""
+        """Regions of memory that a device's layer tapes, and its head tapes, touch at most; see :class:`Placement`."""
         layers, head = self.tape_granules
         return self.placement.regions(layers), self.placement.regions(head)
 

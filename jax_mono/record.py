@@ -159,8 +159,8 @@ def constants_layout(plan: Plan) -> dict[str, int]:
     """Offsets, in floats, of what is not streamed; the same on every device.
 
     ``attention_norm`` and ``ffn_norm`` [layers, hidden], ``final_norm`` [hidden], ``qkv_bias`` [layers, lanes, rows],
-    ``q_norm`` and ``k_norm`` [layers, head_dim], ``layers_swizzle`` and ``head_swizzle`` [regions], which are small
-    integers, see :mod:`jax_mono.swizzle`; ``floats`` is the total.
+    ``q_norm`` and ``k_norm`` [layers, head_dim], ``layers_swizzle`` and ``head_swizzle`` [1 + regions], which are
+    integers, see :class:`jax_mono.granules.Swizzle`; ``floats`` is the total.
     """
     config = plan.config
     widest_qkv = max(share.stages["qkv"].rows * share.lanes.count for share in plan.devices)
@@ -171,7 +171,10 @@ def constants_layout(plan: Plan) -> dict[str, int]:
         "qkv_bias": config.num_layers * widest_qkv if config.qkv_bias else 0,
         "q_norm": config.num_layers * config.head_dim if config.qk_norm else 0,
         "k_norm": config.num_layers * config.head_dim if config.qk_norm else 0,
-        **dict(zip(("layers_swizzle", "head_swizzle"), plan.tape_regions, strict=True)),
+        **{
+            name: 1 + regions if regions else 0
+            for name, regions in zip(("layers_swizzle", "head_swizzle"), plan.tape_regions, strict=True)
+        },
     }
     layout, offset = {}, 0
     for name, length in lengths.items():

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_mono import granules
 from jax_mono.config import ConfigError
+from jax_mono.granules import Swizzle
 from jax_mono.like_blocks import like_blocks
 from jax_mono.plan import DevicePlan, Plan, Stage, StageName, TileFormat
 from jax_mono.record import constants_layout
@@ -191,7 +192,8 @@ def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -
     if config.qk_norm:
         for name in ("q_norm", "k_norm"):
             found += [vectors[f"layers.{layer}.attention.{name}"] for layer in layers]
-    found.append(np.zeros(sum(plan.tape_regions)))
+    layout = constants_layout(plan)
+    found.append(np.zeros(layout["floats"] - layout["layers_swizzle"]))
     return np.concatenate([vector.astype(np.float32).reshape(-1) for vector in found])
 
 
@@ -263,7 +265,7 @@ def _pad(matrix: AnyArray, rows: int, cols: int) -> AnyArray:
 
 
 def unpack_layer(
-    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None, swizzle: Array | None = None
+    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None, swizzle: Swizzle | None = None
 ) -> dict[str, dict[str, Array]]:
     """Recovers all matrices that one device holds of one layer.
 
@@ -273,7 +275,7 @@ def unpack_layer(
         tape: The layer tapes of the device's blocks, [R, num_layers, layer_words], or without ``layer``
             [R, layer_words], unless they are interleaved.
         layer: Which layer, may be traced.
-        swizzle: int32 [regions], see :func:`jax_mono.granules.layers_swizzle`.
+        swizzle: The device's, see :func:`jax_mono.granules.layers_swizzle`.
 
     Returns:
         ``attention`` with wq, wk, wv, wo and ``feed_forward`` with w1, w3, w2; see :func:`unpack_matrix`.
@@ -291,7 +293,7 @@ def unpack_matrix(
     name: str,
     tape: Array,
     layer: ArrayLike | None = None,
-    swizzle: Array | None = None,
+    swizzle: Swizzle | None = None,
 ) -> Array:
     """Recovers the part of a matrix that one device holds, bit for bit, as it is stored.
 
@@ -320,7 +322,7 @@ def unpack_matrix(
     return qkv[:, slice(*ranges[name])]
 
 
-def unpack_head(plan: Plan, share: DevicePlan, tape: Array, swizzle: Array | None = None) -> Array:
+def unpack_head(plan: Plan, share: DevicePlan, tape: Array, swizzle: Swizzle | None = None) -> Array:
     """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [R, head_words]."""
     stage = share.stages["head"]
     return _column_matrix(plan, stage, tape, None, swizzle)[:, : stage.rows].reshape(-1, stage.cols)
@@ -358,7 +360,7 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None) -> list[Array]:
+def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> list[Array]:
     """Tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
     offsets = stage.offsets
     if plan.placement.interleaved:
@@ -380,7 +382,7 @@ def _column_matrix(
     stage: Stage,
     tape: Array,
     layer: ArrayLike | None,
-    swizzle: Array | None,
+    swizzle: Swizzle | None,
     rows: slice = slice(None),
 ) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
@@ -394,7 +396,7 @@ def _column_matrix(
     return matrix.reshape(stage.lanes, -1, chunks * tile.cols)[:, :, : stage.cols]
 
 
-def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Array | None) -> Array:
+def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
     tile = plan.tile
     if stage.cols == 0:

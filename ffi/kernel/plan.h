@@ -41,7 +41,7 @@ struct Header {
   Span roles[kMaxDies];                        // per die, the blocks that belong on it
   i64 copy_words;                              // from one die's copies of channels to the next die's; see handoff.h
   i64 region_periods;                          // see touched_regions(); 0: no granules are ever exchanged
-  i64 layers_swizzle, head_swizzle;            // of these tapes' arrays, per region: offsets into a device's constants, in floats
+  i64 layers_swizzle, head_swizzle;            // of these tapes' arrays, see set_swizzle(): where in a device's constants, in floats
 };
 
 // A tape has one granule of every `period` of the array that it lies in: how far from its start a word or byte of it is.
@@ -51,8 +51,8 @@ constexpr U in_granules(U offset, U granule, U period) {
   return offset + (offset & ~(granule - 1)) * (period - 1);
 }
 
-// In every region, so many periods from the array's start, the granules of a period are exchanged: what would be the i-th is the
-// (i ^ the region's swizzle)-th. Regions that a tape of so many granules touches, at most, wherever it starts.
+// In every region of so many periods the granules of a period are exchanged: what would be the i-th is the (i ^ x)-th, by the
+// region's x. Regions that a tape of so many granules touches, at most, wherever it starts.
 constexpr i64 touched_regions(i64 granules, i64 region_periods) {
   return region_periods ? (granules + 2 * region_periods - 2) / region_periods : 0;
 }

@@ -43,6 +43,11 @@ _CONFIRMED = 0.85
 _HELD_BACK = 0.25
 """Part of the pages, the last ones, that only the cross-check sees."""
 
+_PERIODS_OF_CHECK = 4
+"""Of so many periods of a region, only the cross-check sees the last."""
+
+_FEWEST_REGIONS = 4
+"""Below this regions are no explanation: what one of them shows may be chance, or a hash of other bits."""
 
 _KNOWN = 0.75
 """Part of the pages whose die must be clear in a map without a period."""
@@ -146,14 +151,15 @@ def solve(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
     return found
 
 
-def solve_regions(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
+def solve_regions(times: np.ndarray, topology: Topology, skipped: int = 0) -> PageMap | Refusal:
     """Finds the map where the topology's hash of addresses holds, but for bits that all of a region have in common.
 
     It needs no period: regions may be exchanged at random, as those of scattered pages of a larger size are.
 
     Args:
-        times: As for :func:`solve`; the first page starts a region.
-        topology: The device.
+        times: As for :func:`solve`; the first page starts a period.
+        topology: The device; its hash, its XCDs and its dies are believed.
+        skipped: Pages of the first region that come before the first page.
 
     Returns:
         The map, or why there is none.
@@ -167,17 +173,19 @@ def solve_regions(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
         return Refusal(f"how {topology.name} hashes addresses is not known")
     parts, region_pages = known.parts, known.region_bytes // known.granule_bytes
     times = times[:, : times.shape[1] // parts * parts]
-    page = np.arange(times.shape[1])
-    if len(page) < FEWEST_PAGES:
-        return Refusal(f"{len(page)} pages tell nothing; time at least {FEWEST_PAGES}")
+    page = skipped + np.arange(times.shape[1])
+    if len(page) < _FEWEST_REGIONS * region_pages:
+        return Refusal(f"{len(page)} pages tell nothing about regions; time at least {_FEWEST_REGIONS * region_pages}")
     seen = statistics.centred(times)
-    place = page // region_pages * parts + page % parts
-    used = page % region_pages < region_pages * (1 - _HELD_BACK)
+    region = page // region_pages
+    place = region * parts + page % parts
     places = int(place[-1]) + 1
+    # The first period of each region always takes part.
+    used = (page - np.maximum(region * region_pages, skipped)) // parts % _PERIODS_OF_CHECK != _PERIODS_OF_CHECK - 1
     votes = statistics.Votes(seen[:, used], place[used], places)
     groups = statistics.groups(votes.covariance())
-    if groups is None or parts % (groups.max() + 1):
-        return Refusal(f"XCDs do not fall into dies that see the {parts} places of a period apart")
+    if groups is None or groups.max() + 1 != topology.io_dies.whole:
+        return Refusal(f"XCDs do not fall into {topology.io_dies.whole} dies that see the places of a period apart")
     if statistics.Votes(seen, place, places).hides_more():
         return Refusal("pages of one place of a region lie on several dies")
     by_die, variance = votes.seen_by(groups)
@@ -188,11 +196,8 @@ def solve_regions(times: np.ndarray, topology: Topology) -> PageMap | Refusal:
         return Refusal(
             f"noise hides how {1 - clear.mean():.0%} of the regions are exchanged; time more lines of each page"
         )
-    region = page // region_pages
     die = np.where(clear[region], np.asarray(order)[page % parts ^ exchange[region]], -1)
     check = ~used & (die >= 0)
-    if not check.any():
-        return Refusal(f"{len(page)} pages are no whole region; time at least {region_pages}")
     period = statistics.shortest_period(die) if clear.all() else len(die)
     return _judged(
         times[:, check], die[check], groups, die=die, period=period if period * REPEATS <= len(die) else None,

@@ -72,14 +72,14 @@ def explain(seen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     return order, distinct[far[distinct].argmin(axis=0)], ranked[1] - ranked[0]
 
 
-def fit(die: np.ndarray, pattern: Sequence[int], region_pages: int) -> Fit:
+def fit(die: np.ndarray, pattern: Sequence[int], region_pages: int, skipped: int = 0) -> Fit:
     """Finds the swizzle of every region.
 
     Args:
-        die: int [pages], the die of each page, -1 if unknown. The first page starts a region; the last region may be
-            cut off.
+        die: int [pages], the die of each page, -1 if unknown. The last region may be cut off.
         pattern: Sides of the granules of a period, each a page, without a swizzle; a power of two of them.
         region_pages: Pages of a region, whole periods.
+        skipped: Pages of the first region that come before the first page, whole periods.
 
     Returns:
         The fit.
@@ -90,9 +90,9 @@ def fit(die: np.ndarray, pattern: Sequence[int], region_pages: int) -> Fit:
     period = len(pattern)
     if period < 2 or period & (period - 1) or region_pages % period:
         raise ValueError(f"regions of {region_pages} pages cannot be exchanged by a pattern of {period}")
-    regions = -(-len(die) // region_pages)
+    regions = -(-(skipped + len(die)) // region_pages)
     pages = np.full(regions * region_pages, -1)
-    pages[: len(die)] = die
+    pages[skipped : skipped + len(die)] = die
     pages = pages.reshape(regions, -1, period)
     # Exchanges between granules of one side make no difference; the first of them stands for all.
     sides = np.asarray(pattern)[np.arange(period) ^ np.arange(period)[:, None]]

@@ -17,7 +17,9 @@ from tiny import tiny
 
 from jax_mono.config import ModelConfig
 from jax_mono.decoder import Decoder
+from jax_mono.granules import Swizzle
 from jax_mono.plan import GPU
+from jax_mono.record import constants_layout
 from jax_mono.swizzle import swizzled
 from jax_mono.topology import MI300X, AddressHash, Figure
 
@@ -56,7 +58,13 @@ def placed(
 def exchanged(decoder: Decoder, seed: int = 0) -> None:
     """Gives a decoder's tapes a swizzle drawn at random."""
     draw, plan = np.random.default_rng(seed), decoder.plan
-    tables = [draw.integers(0, len(plan.placement.pattern), (plan.num_devices, count)) for count in plan.tape_regions]
+    tables = [
+        Swizzle(
+            draw.integers(0, plan.placement.region_periods, plan.num_devices),
+            draw.integers(0, len(plan.placement.pattern), (plan.num_devices, count)),
+        )
+        for count in plan.tape_regions
+    ]
     before = np.array(decoder.tapes.layers)
     decoder.tapes = swizzled(plan, decoder.tapes, *tables)
     assert (np.asarray(decoder.tapes.layers) != before).any()
@@ -99,9 +107,10 @@ def test_swizzled_tapes_are_the_same_weights(
 
 
 MUTANTS = {
-    "the table": ("simt/set_course.h", "u32(swizzle[first + i]) % u32(Shape::period)", "0u"),
+    "the table": ("simt/set_course.h", "u32(swizzle[1 + first + i]) % u32(Shape::period)", "0u"),
     "the region after a piece's first": ("simt/walk.h", "byte < left_ ? 0 : change_", "0"),
     "where in a region tapes begin": ("simt/set_course.h", "return period % arch::kRegionPeriods", "return 0"),
+    "where in a region the array begins": ("simt/set_course.h", "u32(swizzle[0])", "0u"),
     "the head's own part": ("simt/walk.h", "(head ? kLayersRegions : 0)", "0"),
 }
 
@@ -138,7 +147,7 @@ def test_no_table_leads_out_of_the_tapes(fibers: Device, monkeypatch: pytest.Mon
     monkeypatch.setenv("FIBER_DIES", "3,1,0,2")
     decoder = placed(tiny("llama"), ways=4, granule=512, region=8192)
     usual = decoder.score(TEXT).logprobs
-    entries = sum(decoder.plan.tape_regions)
-    constants = decoder.tapes.constants.at[:, -entries:].add(4.0e6)  # a multiple of the period
+    first = constants_layout(decoder.plan)["layers_swizzle"]
+    constants = decoder.tapes.constants.at[:, first:].add(4.0e6)  # a multiple of region and period
     decoder.tapes = dataclasses.replace(decoder.tapes, constants=constants)
     np.testing.assert_array_equal(decoder.score(TEXT).logprobs, usual)

@@ -5,13 +5,14 @@
 
 namespace mono::MONO_VARIANT {
 
-// By how many granules a tape lies further on in each region that it touches, of the `regions` of its array.
+// By how many granules a tape lies further on in each region that it touches, of the `regions` of its array. Returns how many
+// periods of the first of them lie before it.
 MONO_DEVICE u32 set_swizzle(const float* swizzle, i64 regions, i64 start, i32 count, signed char* further) {
-  const u32 granule = u32(start / Shape::granule_words), own = granule % u32(Shape::period), period = granule / u32(Shape::period);
-  const u32 first = period / arch::kRegionPeriods;
+  const u32 granule = u32(start / Shape::granule_words), own = granule % u32(Shape::period);
+  const u32 period = u32(swizzle[0]) % arch::kRegionPeriods + granule / u32(Shape::period), first = period / arch::kRegionPeriods;
   arch::for_each(count, [&](i32 i) {
     // Whatever the table says, no tape leaves its period.
-    const u32 exchanged = first + i < regions ? u32(swizzle[first + i]) % u32(Shape::period) : 0;
+    const u32 exchanged = first + i < regions ? u32(swizzle[1 + first + i]) % u32(Shape::period) : 0;
     further[i] = (signed char)(i32(own ^ exchanged) - i32(own));
   });
   return period % arch::kRegionPeriods;
@@ -37,9 +38,9 @@ MONO_DEVICE i32 set_course(const Call& call, i32 block, i32 first_head) {
   }
   if constexpr (arch::kRegionPeriods > 0) {
     arch::Swizzle& swizzle = arch::swizzle();
-    const u32 layers = set_swizzle(call.constants + Shape::layers_swizzle, Shape::head_swizzle - Shape::layers_swizzle, share.layers,
+    const u32 layers = set_swizzle(call.constants + Shape::layers_swizzle, Shape::head_swizzle - Shape::layers_swizzle - 1, share.layers,
                                    arch::kLayersRegions, swizzle.further);
-    const u32 head = set_swizzle(call.constants + Shape::head_swizzle, device.constants.floats - Shape::head_swizzle, share.head,
+    const u32 head = set_swizzle(call.constants + Shape::head_swizzle, device.constants.floats - Shape::head_swizzle - 1, share.head,
                                  arch::kHeadRegions + 1, swizzle.further + arch::kLayersRegions);
     if (arch::thread() == 0) {
       swizzle.layers_begun = layers;
