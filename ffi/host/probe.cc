@@ -28,6 +28,7 @@ struct Reads {
   i32 platform, device;
   i32 mapped;  // whether the memory comes from the driver's virtual memory functions
   i32 pages, lines, sweeps, blocks, limit_ms;
+  i64 address;  // of memory that is there already and is left as it is; 0 for fresh memory
 };
 
 namespace {
@@ -172,9 +173,10 @@ void read_pages(const Reads& request, i32* dies, float* times) {
   probe.pages = request.pages;
   probe.lines = request.lines;
   const size_t bytes = size_t(request.pages) * probe::kPageBytes, each = size_t(probe::kDies) * request.pages;
+  const auto* given = reinterpret_cast<const u32*>(request.address);
   if (request.platform == 0) {
-    const std::vector<u32> memory(bytes / sizeof(u32));
-    probe.memory = memory.data();
+    const std::vector<u32> memory(given ? 0 : bytes / sizeof(u32));
+    probe.memory = given ? given : memory.data();
     for (i32 sweep = 0; sweep < request.sweeps; ++sweep) {
       std::vector<i32> claimed(probe::kDies);
       probe.claimed = claimed.data();
@@ -185,18 +187,19 @@ void read_pages(const Reads& request, i32* dies, float* times) {
   const Driver& with = driver(Platform(request.platform));
   std::unique_ptr<const MappedMemory> mapped;
   DeviceMemory allocated;
-  if (request.mapped) {
-    mapped = std::make_unique<MappedMemory>(with, request.device, bytes);
-  } else {
-    allocated = DeviceMemory(with, request.device, bytes);
-  }
-  char* memory = mapped ? mapped->data() : allocated.data();
-  {
+  if (!given) {
+    if (request.mapped) {
+      mapped = std::make_unique<MappedMemory>(with, request.device, bytes);
+    } else {
+      allocated = DeviceMemory(with, request.device, bytes);
+    }
+    char* memory = mapped ? mapped->data() : allocated.data();
     const Current current(with, request.device);
-    with.zero(memory, bytes, nullptr);
+    with.zero(memory, bytes, nullptr);  // so that it is there
     with.synchronize(nullptr);
+    given = reinterpret_cast<const u32*>(memory);
   }
-  probe.memory = reinterpret_cast<const u32*>(memory);
+  probe.memory = given;
   for (i32 sweep = 0; sweep < request.sweeps; ++sweep) {
     Device device(with, request.device, request.blocks, each);
     device.launch(probe);

@@ -44,7 +44,7 @@ _HELD_BACK = 0.25
 """Part of the pages, the last ones, that only the cross-check sees."""
 
 _PERIODS_OF_CHECK = 4
-"""Of so many periods of a region, only the cross-check sees the last."""
+"""Of so many periods, only the cross-check sees the last, unless it is a region's first."""
 
 _FEWEST_REGIONS = 4
 """Below this regions are no explanation: what one of them shows may be chance, or a hash of other bits."""
@@ -181,7 +181,8 @@ def solve_regions(times: np.ndarray, topology: Topology, skipped: int = 0) -> Pa
     place = region * parts + page % parts
     places = int(place[-1]) + 1
     # The first period of each region always takes part.
-    used = (page - np.maximum(region * region_pages, skipped)) // parts % _PERIODS_OF_CHECK != _PERIODS_OF_CHECK - 1
+    first = page - np.maximum(region * region_pages, skipped) < parts
+    used = first | (page // parts % _PERIODS_OF_CHECK != _PERIODS_OF_CHECK - 1)
     votes = statistics.Votes(seen[:, used], place[used], places)
     groups = statistics.groups(votes.covariance())
     if groups is None or groups.max() + 1 != topology.io_dies.whole:
@@ -198,6 +199,8 @@ def solve_regions(times: np.ndarray, topology: Topology, skipped: int = 0) -> Pa
         )
     die = np.where(clear[region], np.asarray(order)[page % parts ^ exchange[region]], -1)
     check = ~used & (die >= 0)
+    if not check.any():
+        return Refusal("regions of one period leave none to check them by")
     period = statistics.shortest_period(die) if clear.all() else len(die)
     return _judged(
         times[:, check], die[check], groups, die=die, period=period if period * REPEATS <= len(die) else None,

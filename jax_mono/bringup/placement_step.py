@@ -1,4 +1,8 @@
-"""A step that measures what placement is worth: the same model with tapes on their blocks' sides, and laid anywhere."""
+"""A step that measures what placement is worth: the same model with tapes on their blocks' sides, and laid anywhere.
+
+On their sides by the order of granules alone, and, if the pages of the tapes' own memory tell how dies are exchanged,
+following that, too.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from jax_mono.bringup import probes
 from jax_mono.bringup.figures import Figure, holds
 from jax_mono.bringup.machine import Machine
+from jax_mono.bringup.pages import Refusal
 from jax_mono.bringup.step import Context, Findings, Step
 from jax_mono.topology import Topology
 
@@ -23,6 +31,9 @@ if TYPE_CHECKING:
 _GB = 1e9
 _POSITION = 64
 """In the middle of the tokens that are generated."""
+
+_LINES = 4
+"""Reads of each page of the tapes, per sweep: there are a million pages."""
 
 _OFF = (0,)
 """The pattern of tapes in one piece."""
@@ -57,7 +68,7 @@ class Placement(Step):
         return ""
 
     def run(self, context: Context) -> Findings:
-        """Measures both in turn, several times over, on one GPU."""
+        """Measures all in turn, several times over, on one GPU."""
         from jax_mono.cli.models import find_config
         from jax_mono.config import ConfigError
 
@@ -75,6 +86,13 @@ class Placement(Step):
         if not plans["on"].placement.interleaved:
             remarks.append("the usual pattern needs too much memory: all tapes are in one piece")
         decoders = {name: _decoder(plan) for name, plan in plans.items()}
+        following = _following(plans["on"], machine)
+        if isinstance(following, Refusal):
+            remarks.append(f"no tapes follow exchanged dies: {following.reason}")
+        else:
+            decoders["following"], more = following
+            plans["following"] = plans["on"]
+            remarks += more
         rounds = 1 if context.toy else 3
         rates = _in_turn(decoders, rounds, _stream_rate)
         figures = _compared("stream", "GB/s", rates, _assumed_rates(machine, plans))
@@ -102,13 +120,14 @@ def measured_pattern(context: Context) -> Pattern:
     except FileNotFoundError:
         return usual
     details = record["findings"]["details"]
-    if not details.get("pattern"):
+    sides = details.get("order") or details.get("pattern")
+    if not sides:
         return usual
     topology = context.machine.described
     dies = range(topology.dies.whole)
     if details["die_of_xcd"] != [topology.io_die_of(die) for die in dies]:
         return Pattern(None, "the usual pattern: the measured map has dies in another order than plans have")
-    return Pattern(tuple(details["pattern"]), "the measured map of pages")
+    return Pattern(tuple(sides), "the measured map of pages")
 
 
 def plans_of(config: ModelConfig, topology: Topology, units: int, sides: tuple[int, ...] | None) -> dict[str, Plan]:
@@ -139,6 +158,29 @@ def _decoder(plan: Plan) -> Decoder:
     from jax_mono.random_tapes import random_tapes
 
     return Decoder(plan, random_tapes(plan), context=256)
+
+
+def _following(plan: Plan, machine: Machine) -> tuple[Decoder, list[str]] | Refusal:
+    """A decoder whose tapes follow the exchanges of dies in their own memory, with remarks; or why there is none."""
+    if not plan.placement.region_periods:
+        return Refusal("the plan knows no regions of memory that exchange granules")
+    from jax_mono.bringup.tape_swizzle import follow
+
+    decoder, units = _decoder(plan), _units(machine)
+
+    def times(address: int, pages: int) -> np.ndarray:
+        return probes.page_times(
+            machine.platform, blocks=units, pages=pages, lines=_LINES, sweeps=3, address=address, limit_ms=60_000
+        )[0]
+
+    try:
+        found = follow(plan, decoder.tapes, machine.described, times)
+    except probes.ProbeError as error:
+        return Refusal(str(error))
+    if isinstance(found, Refusal):
+        return found
+    decoder.tapes, remarks = found
+    return decoder, remarks
 
 
 def _in_turn(decoders: dict[str, Decoder], rounds: int, measure: Callable[[Decoder], float]) -> dict[str, list[float]]:
@@ -191,7 +233,7 @@ def _assumed_speeds(machine: Machine, plans: dict[str, Plan]) -> dict[str, float
 
 def _compared(what: str, unit: str, found: dict[str, list[float]], assumed: dict[str, float]) -> list[Figure]:
     """A figure of each, and one of what placement gains."""
-    words = {"on": "on their own sides", "off": "anywhere"}
+    words = {"on": "on their own sides", "off": "anywhere", "following": "that follow exchanged dies"}
     values = {name: statistics.median(times) for name, times in found.items()}
     origin = "jax-mono simulate" if assumed else ""
     figures = [
@@ -202,10 +244,13 @@ def _compared(what: str, unit: str, found: dict[str, list[float]], assumed: dict
         for name, value in values.items()
     ]  # fmt: skip
     gain = assumed["on"] / assumed["off"] if assumed else None
-    figures.append(
+    gains = {"on": "gain of placement", "following": "gain of following exchanged dies"}
+    figures += [
         Figure(
-            name=f"{what}, gain of placement", value=values["on"] / values["off"], unit="times", assumed=gain,
+            name=f"{what}, {gain_name}", value=values[name] / values["off"], unit="times", assumed=gain,
             origin=origin, tolerance=0.05, better="higher",
         )
-    )  # fmt: skip
+        for name, gain_name in gains.items()
+        if name in values
+    ]  # fmt: skip
     return figures

@@ -13,7 +13,9 @@ from jax_mono.bringup.figures import Figure, holds
 from jax_mono.bringup.machine import Machine
 from jax_mono.bringup.page_statistics import centred
 from jax_mono.bringup.pages import PageMap, Refusal, solve, verify
+from jax_mono.bringup.region_fit import fit
 from jax_mono.bringup.step import Context, Findings, Step
+from jax_mono.topology import Topology
 
 _SAMPLE = 8
 """Blocks that stand for the places of a device with one die."""
@@ -176,7 +178,7 @@ class Pages(Step):
             return Findings(figures, drawn, [*remarks, f"no map of pages: {found.reason}"])
         details: dict[str, Any] = drawn | {
             "period": found.period, "pattern": found.pattern, "die_of_xcd": found.die_of_xcd,
-            "confidence": found.confidence, "agreement": found.agreement,
+            "confidence": found.confidence, "agreement": found.agreement, "order": _order(found, topology),
         }  # fmt: skip
         held = [self._holds(found, machine, gpu, blocks, pages) for gpu in range(len(machine.gpus))]
         origin = f"jax_mono.topology, {topology.name}"
@@ -248,6 +250,17 @@ def _granule(found: PageMap) -> float:
     known = found.die[found.die >= 0]
     changes = np.flatnonzero(np.diff(known))
     return float(np.diff(changes).min() if len(changes) > 1 else len(known)) * probes.PAGE_BYTES
+
+
+def _order(found: PageMap, topology: Topology) -> tuple[int, ...] | None:
+    """The dies of a period where regions of the topology's hash exchange nothing else; None if the map has no such."""
+    known = topology.address_hash
+    if known is None or known.granule_bytes != probes.PAGE_BYTES:
+        return None
+    order = tuple(int(die) for die in found.die[: known.parts])
+    if set(order) != set(range(found.dies)) or fit(found.die, order, known.region_bytes // probes.PAGE_BYTES).refusal:
+        return None
+    return order
 
 
 def _first_pages(times: np.ndarray) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class _Reads(ctypes.Structure):
     _fields_: Sequence = [
         (name, ctypes.c_int32)
         for name in ("platform", "device", "mapped", "pages", "lines", "sweeps", "blocks", "limit_ms")
-    ]
+    ] + [("address", ctypes.c_int64)]
 
 
 class ProbeError(RuntimeError):
@@ -116,12 +116,13 @@ def page_times(
     lines: int = 8,
     sweeps: int = 5,
     mapped: bool = False,
+    address: int = 0,
     limit_ms: int = 20_000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times reads of each page of a fresh piece of device memory, by one block of each die at a time each.
+    """Times reads of each page of a piece of device memory, by one block of each die at a time each.
 
-    The memory is of the kind that tapes lie in, or mapped. Of the `lines` reads of a page the shortest counts, of the
-    sweeps the median: what is left is how far the page is, and noise.
+    The memory is a fresh piece of the kind that tapes lie in, or mapped, or memory that is there. Of the `lines` reads
+    of a page the shortest counts, of the sweeps the median: what is left is how far the page is, and noise.
 
     Args:
         platform: Where.
@@ -132,6 +133,8 @@ def page_times(
         sweeps: Over all pages.
         mapped: Whether the memory comes from the driver's virtual memory functions: physically in one piece, as far as
             there is one. Without effect on a CPU.
+        address: Where the first page of memory is that is there already, on that device; nothing may write it
+            meanwhile. 0 takes fresh memory.
         limit_ms: Bound of each sweep.
 
     Returns:
@@ -143,7 +146,7 @@ def page_times(
     """
     if lines not in LINES:
         raise ValueError(f"{lines} lines of a page cannot be read; use one of {', '.join(map(str, LINES))}")
-    request = _Reads(_NUMBERS[platform], device, mapped, pages, lines, sweeps, blocks, limit_ms)
+    request = _Reads(_NUMBERS[platform], device, mapped, pages, lines, sweeps, blocks, limit_ms, address)
     dies, times = np.zeros(blocks, np.int32), np.zeros((sweeps, _DIES, pages), np.float32)
     addresses = [array.ctypes.data_as(ctypes.c_void_p) for array in (dies, times)]
     _call("mono_probe_pages", ctypes.byref(request), *addresses)

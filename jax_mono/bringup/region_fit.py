@@ -88,7 +88,7 @@ def fit(die: np.ndarray, pattern: Sequence[int], region_pages: int, skipped: int
         ValueError: There is no swizzle for such a pattern.
     """
     period = len(pattern)
-    if period < 2 or period & (period - 1) or region_pages % period:
+    if len(set(pattern)) < 2 or period & (period - 1) or region_pages % period:
         raise ValueError(f"regions of {region_pages} pages cannot be exchanged by a pattern of {period}")
     regions = -(-(skipped + len(die)) // region_pages)
     pages = np.full(regions * region_pages, -1)

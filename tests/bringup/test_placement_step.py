@@ -9,10 +9,10 @@ import pytest
 
 from jax_mono.bringup import placement_step
 from jax_mono.bringup.machine import Machine
+from jax_mono.bringup.pages import Refusal
 from jax_mono.bringup.placement_step import Pattern, Placement, measured_pattern, plans_of
 from jax_mono.bringup.step import Context, Findings
 from jax_mono.models.presets import preset
-from jax_mono.plan import Plan
 from jax_mono.topology import MI300X
 
 NODE = Machine("rocm", ("AMD Instinct MI300X",), "gfx942", "mi300x")
@@ -25,12 +25,21 @@ def pages_found(out: Path, **details: object) -> Context:
     return Context(out, NODE, "toy")
 
 
-def run(context: Context, monkeypatch: pytest.MonkeyPatch, rates: dict[bool, float], decodes: bool = True) -> Findings:
-    """The step, where tapes come at such rates and tokens ten times as fast, by whether tapes take turns."""
+class Stub:
+    """A decoder of a certain speed."""
 
-    class Stub:
-        def __init__(self, plan: Plan) -> None:
-            self.rate = rates[plan.placement.interleaved]
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+
+def run(
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    rates: dict[bool, float],
+    decodes: bool = True,
+    following: float | None = None,
+) -> Findings:
+    """The step, where tapes come at such rates and tokens ten times as fast, by whether tapes take turns."""
 
     def speed(stub: Stub, tokens: int) -> float:
         if not decodes:
@@ -38,7 +47,10 @@ def run(context: Context, monkeypatch: pytest.MonkeyPatch, rates: dict[bool, flo
         return 10 * stub.rate
 
     monkeypatch.setattr(placement_step, "_units", lambda _: 304)
-    monkeypatch.setattr(placement_step, "_decoder", Stub)
+    refusal = Refusal("pages tell nothing")
+    found = refusal if following is None else (Stub(following), ["the head's do not"])
+    monkeypatch.setattr(placement_step, "_following", lambda plan, machine: found)
+    monkeypatch.setattr(placement_step, "_decoder", lambda plan: Stub(rates[plan.placement.interleaved]))
     monkeypatch.setattr(placement_step, "_stream_rate", lambda stub: stub.rate)
     monkeypatch.setattr(placement_step, "_speed", speed)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
@@ -81,11 +93,33 @@ def test_rates_and_speeds_are_compared(tmp_path: Path, monkeypatch: pytest.Monke
     assert figures["tiny-laneformer, tapes anywhere"].value == pytest.approx(42e3)
     assert figures["tiny-laneformer, gain of placement"].value == pytest.approx(48 / 42)
     assert found.details["stream_gb_per_s"] == {"on": [4.8e3], "off": [4.2e3]}
-    assert found.remarks == ["tapes on their own sides lie by the usual pattern: no map of pages was measured"]
+    assert found.remarks == [
+        "tapes on their own sides lie by the usual pattern: no map of pages was measured",
+        "no tapes follow exchanged dies: pages tell nothing",
+    ]
+    assert not any("follow" in name for name in figures)
 
     found = run(Context(tmp_path, NODE, "toy"), monkeypatch, {True: 4.2e3, False: 4.2e3})
     figures = {figure.name: figure for figure in found.figures}
     assert figures["stream, gain of placement"].verdict == "worse"
+
+
+def test_tapes_that_follow_exchanged_dies_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(Context(tmp_path, NODE, "toy"), monkeypatch, {True: 4.2e3, False: 4.2e3}, following=4.8e3)
+    figures = {figure.name: figure for figure in found.figures}
+    assert figures["stream, tapes that follow exchanged dies"].verdict == "as assumed"
+    gain = figures["stream, gain of following exchanged dies"]
+    assert gain.value == pytest.approx(48 / 42) and gain.verdict == "as assumed"
+    assert figures["tiny-laneformer, gain of following exchanged dies"].value == pytest.approx(48 / 42)
+    assert figures["stream, gain of placement"].verdict == "worse"
+    assert found.details["stream_gb_per_s"] == {"on": [4.2e3], "off": [4.2e3], "following": [4.8e3]}
+    assert found.remarks[-1] == "the head's do not"
+
+
+def test_the_order_of_dies_comes_before_a_long_pattern(tmp_path: Path) -> None:
+    sides = [0, 0, 1, 1, 2, 2, 3, 3]
+    found = measured_pattern(pages_found(tmp_path, pattern=[3, 2, 1, 0] * 256, order=[2, 3, 0, 1], die_of_xcd=sides))
+    assert found == Pattern((2, 3, 0, 1), "the measured map of pages")
 
 
 def test_a_map_that_plans_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bringup.synthetic_pages import Home, interleaved, times
+from bringup.synthetic_pages import Home, hashed, interleaved, times
 from gpu_host import stand_in
 
 from jax_mono import native
@@ -100,6 +100,14 @@ def test_the_steps_on_several_dies_and_devices(mi300x: None, tmp_path: Path) -> 
     assert (out / "flags-flags.svg").is_file() and (out / "pollers-pollers.svg").is_file()
 
 
+def test_pages_of_memory_that_is_there_are_timed_and_left_as_they_are() -> None:
+    """Whatever its words say, no read goes elsewhere."""
+    memory = np.full(130 * 1024, 0xDEADBEEF, np.uint32)
+    times, xcds = probes.page_times("cpu", blocks=2, pages=128, address=memory.ctypes.data)
+    assert times.shape == (1, 128) and (times > 0).all() and len(xcds) == 1
+    assert (memory == 0xDEADBEEF).all()
+
+
 def test_drivers_that_fail_are_named(mi300x: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_FAIL", "hipModuleLaunchCooperativeKernel:719")
     (outcome,) = kit.bring_up(tmp_path / "report", size="toy", known=STEPS[:1])
@@ -125,8 +133,14 @@ def test_the_map_of_pages_is_compared_with_the_topology(tmp_path: Path, monkeypa
     figures = {figure.name: figure.value for figure in found.figures}
     assert figures["consecutive bytes on a die"] == 4096 and figures["period of the map"] == 4 * 4096
     assert figures["GPUs whose ordinary memory is the same"] == 3 and found.details["pattern"] == (0, 1, 2, 3)
+    assert found.details["order"] == (0, 1, 2, 3)
+
+    exchanged = hashed((1 | 1 << 8 | 1 << 9, 2 | 2 << 8))
+    found = pages_of(context, monkeypatch, [lambda page: exchanged(page + 512)] * 3)
+    assert found.details["order"] == (3, 2, 1, 0), "and regions exchange them"
 
     found = pages_of(context, monkeypatch, [interleaved(4), interleaved(4), interleaved(1)])
+    assert found.details["order"] is None
     wrong = {figure.name: figure.value for figure in found.figures if figure.wrong}
     assert wrong == {"consecutive bytes on a die": 4 * 4096, "GPUs whose ordinary memory is the same": 2}
 
