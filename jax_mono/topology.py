@@ -75,6 +75,8 @@ class AddressHash:
             raise ValueError(f"source {self.source!r} is unknown; add it to SOURCES")
         if any(mask & -mask != self.granule_bytes << bit for bit, mask in enumerate(self.masks)):
             raise ValueError("the lowest bits of the masks must follow each other, as the numbers of granules do")
+        if all(mask & (mask - 1) == 0 for mask in self.masks):
+            raise ValueError("no further bit of an address exchanges parts: granules take turns, which needs no hash")
 
     @property
     def granule_bytes(self) -> int:

@@ -65,8 +65,10 @@ def test_a_hash_numbers_granules_in_order() -> None:
     for masks in ((1 << 12 | 1 << 20, 1 << 14), (1 << 13, 1 << 12)):
         with pytest.raises(ValueError, match="the lowest bits of the masks must follow each other"):
             AddressHash(masks, "amdgpu")
+    with pytest.raises(ValueError, match="no further bit of an address exchanges parts"):
+        AddressHash((1 << 12, 1 << 13), "amdgpu")
     with pytest.raises(ValueError, match="add it to SOURCES"):
-        AddressHash((1 << 12,), "hearsay")
+        AddressHash((1 << 12 | 1 << 20,), "hearsay")
 
 
 def test_regions_of_a_plan() -> None:
