@@ -174,6 +174,7 @@ MONO_DEVICE void store_place(u64* at, u64 key) {
 }
 MONO_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }  // 64 clocks
 MONO_DEVICE void yield() {}                                 // every block has its own processor
+MONO_DEVICE void wake(i32*) {}                             // the host looks by itself
 MONO_DEVICE i64 nanoseconds() { return i64(__builtin_amdgcn_s_memrealtime()) * 10; }  // counts at 100 MHz
 constexpr bool kTraces = kTraceCalls;
 MONO_DEVICE i64 trace_clock() { return nanoseconds(); }

@@ -10,8 +10,11 @@
 #if defined(__AVX512BF16__) || defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MONO_DEVICE inline
 #define MONO_OUTLINE inline __attribute__((noinline))
@@ -83,6 +86,8 @@ MONO_DEVICE void pause() {
 }
 // With fewer cores than blocks the writer may need this very core.
 MONO_DEVICE void yield() { sched_yield(); }
+// Wakes the host's thread that waits for a number to change, if one does.
+MONO_DEVICE void wake(i32* at) { syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
 
 MONO_DEVICE i64 nanoseconds() {
   timespec now;
