@@ -8,6 +8,7 @@ loops go round, and what is not taken.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 import sys
@@ -20,7 +21,7 @@ from jax_mono.cli import options
 from jax_mono.cli.models import find_config
 from jax_mono.cut import default_blocks
 from jax_mono.flow import Visible
-from jax_mono.gfx942.lines import WITH_LINES, blocks, statements
+from jax_mono.gfx942.lines import WITH_LINES, Block, blocks, statements
 from jax_mono.gfx942.toolchain import COMPUTE_UNITS, Toolchain, assembly, sizes, ziglang
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.topology import MI300X
@@ -94,17 +95,20 @@ def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-def count(plan: Plan, dtype: str, toolchain: Toolchain, *, position: int = 48) -> Count:
-    """Compiles a plan's program and counts.
+def listed(plan: Plan, dtype: str, toolchain: Toolchain) -> list[Block]:
+    """Compiles a plan's program and takes it apart."""
+    listing = assembly(plan, dtype, toolchain, options=WITH_LINES)
+    return blocks(listing, sizes(listing, toolchain), gpus.kernel_sources())
+
+
+def count(found: Sequence[Block], plan: Plan, *, position: int = 48) -> Count:
+    """Counts what a token of a program runs.
 
     Args:
-        plan: For MI300X.
-        dtype: Of the weights.
-        toolchain: What to compile with.
+        found: The program, :func:`listed`.
+        plan: Of the same program.
         position: Of the token: attention joins as many parts as chunks of positions are visible.
     """
-    listing = assembly(plan, dtype, toolchain, options=WITH_LINES)
-    found = blocks(listing, sizes(listing, toolchain), gpus.kernel_sources())
     rules, loops = trips(plan, position), statements(found)
 
     def of(said: str) -> int:
@@ -119,12 +123,11 @@ def count(plan: Plan, dtype: str, toolchain: Toolchain, *, position: int = 48) -
         over = " ".join(said for loop in block.loops for said in loops.get(loop, ()))
         for _, way in block.lines:
             said, each = " ".join(way), block.size / len(block.lines)
-            part = next((part for part, text in _PARTS if re.search(text, said)), "")
-            in_layer = _LAYER.search(said) is not None
+            part, in_layer, is_taken = _place(said)
             layer += each * in_layer
             if block.waits:
                 looked.add(part)
-            elif part and not _NOT_TAKEN.search(said):
+            elif part and is_taken:
                 taken += each * in_layer
                 end += each * (not in_layer)
                 if "begin < positions.count" in over:
@@ -133,6 +136,13 @@ def count(plan: Plan, dtype: str, toolchain: Toolchain, *, position: int = 48) -
                 sums[f"{part} early" if early else part] += often * _share(said, over, plan)
     made = {part: round(sums[part]) for part in sums}
     return Count(made, round(layer), round(taken), round(end), sum(block.size for block in found))
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _place(said: str) -> tuple[str, bool, bool]:
+    """The part that lines belong to, or none; whether it is one of a layer; whether it is taken."""
+    part = next((part for part, text in _PARTS if re.search(text, said)), "")
+    return part, _LAYER.search(said) is not None, _NOT_TAKEN.search(said) is None
 
 
 def _share(said: str, over: str, plan: Plan) -> float:
@@ -157,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = find_config(arguments.model)
     per_device = arguments.blocks or default_blocks(config, 1, COMPUTE_UNITS)
     plan = make_plan(config, devices=arguments.devices, blocks=per_device, target=GPU, topology=MI300X)
-    made = count(plan, "bfloat16", ziglang(), position=arguments.position)
+    made = count(listed(plan, "bfloat16", ziglang()), plan, position=arguments.position)
     for part in sorted(made.instructions):
         print(f"{part:<34}{made.instructions[part]:>7,}")
     print(f"{made.layer_bytes:,} bytes in a layer, {made.taken_bytes:,} taken; {made.end_bytes:,} after the last one")
