@@ -22,6 +22,7 @@ from jax_mono.trace import LAYER_MARKS, MARKS, Trace
 
 _WEIGHT_BYTES = 2
 _WORD_BYTES = 16
+_PUSHED = ("inbox_attention", "inbox_mlp")  # words made for each peer; others go to all devices alike
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ class _Engine:
                     return
             elif isinstance(step, Publish):
                 # The code that makes the words comes first; the step is taken up again after it.
-                delay = 0.0 if block.made or step.device != device.number else self._code(device, step.channel)
+                makes = step.device == device.number or step.channel in _PUSHED
+                delay = self._code(device, step.channel) if makes and not block.made else 0.0
                 block.made = delay > 0
                 if delay:
                     block.at -= 1

@@ -44,7 +44,8 @@ class Program:
         pause_ns: Between two polls.
         clusters: Blocks that share the polls of a hand-off among them.
         work: By channel, what belongs to a receive.
-        code: By channel, instructions that make the words which are published there.
+        code: By channel, instructions that make the words which are published there; of an inbox for each peer, or none
+            where the next receive has them.
         product_barriers: Barriers of a product.
         kv_positions: Positions whose keys and values a block asks for at once; 0 for a program without arithmetic,
             which does not read them, looks up no embedding and does not ask the host.
@@ -126,10 +127,9 @@ RESIDENT = Program(
 
 # The same on the way of a wave of gfx942, laneformer-2b's plan of 8 devices of 304 blocks, as printed by
 # `python -m jax_mono.gfx942.handoff_code`; at position 48, where four splits are joined.
-_PUSH = 643  # sums to seven devices, before the next receive
 _GFX942_WORK = {
-    "residual_attention": Work(3, code=475, early=_PUSH + 457),
-    "residual_mlp": Work(3, code=477, early=_PUSH + 432),
+    "residual_attention": Work(3, code=475, early=457),
+    "residual_mlp": Work(3, code=477, early=432),
     "qkv": Work(2, code=146, early=332),
     "attention": Work(3, code=109, early=189, each=144),
     "activation": Work(1, code=221, early=96),
@@ -155,6 +155,8 @@ GFX942 = dataclasses.replace(
             "residual_mlp": 329,
             "final_sum": 307,
             "summary": 2115,
+            "inbox_attention": 92,
+            "inbox_mlp": 92,
         }
     ),
     kv_positions=32,
