@@ -149,8 +149,6 @@ def _share(said: str, over: str, plan: Plan) -> float:
     """Of instructions that stand side by side, which part is run."""
     if "round = positions.load(" in said:
         return 0  # a block has more positions than it takes at once
-    if "shuffle_xor(" in said and "mask = k" in over:
-        return 1 / 3  # a loop over masks that is not unrolled chooses among six ways to exchange lanes, step by step
     if "if (peer == s.device_index) values" in said:
         return 1 / plan.num_devices
     return 1

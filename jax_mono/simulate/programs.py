@@ -128,17 +128,17 @@ RESIDENT = Program(
 # The same on the way of a wave of gfx942, laneformer-2b's plan of 8 devices of 304 blocks, as printed by
 # `python -m jax_mono.gfx942.handoff_code`; at position 48, where four splits are joined.
 _GFX942_WORK = {
-    "residual_attention": Work(3, code=475, early=457),
-    "residual_mlp": Work(3, code=477, early=432),
-    "qkv": Work(2, code=146, early=332),
-    "attention": Work(3, code=109, early=189, each=144),
+    "residual_attention": Work(3, code=475, early=433),
+    "residual_mlp": Work(3, code=477, early=462),
+    "qkv": Work(2, code=120, early=346),
+    "attention": Work(3, code=109, early=193, each=144),
     "activation": Work(1, code=221, early=96),
-    "inbox_attention": Work(1, code=218, early=228),
-    "inbox_mlp": Work(1, code=218, early=228),
+    "inbox_attention": Work(1, code=217, early=229),
+    "inbox_mlp": Work(1, code=217, early=229),
     # Before it, lane_inverses receives a residual_mlp, with which it does more than others.
-    "final_inbox": Work(1, code=231, early=610 + 867 - 477),
+    "final_inbox": Work(1, code=233, early=602 + 182 - 477),
     "final_sum": Work(3, code=279, early=93),
-    "summary": Work(4, code=2529, early=217),
+    "summary": Work(4, code=1983, early=217),
 }
 
 GFX942 = dataclasses.replace(
@@ -148,20 +148,20 @@ GFX942 = dataclasses.replace(
     work=MappingProxyType({**_WORK, **_GFX942_WORK}),
     code=MappingProxyType(
         {
-            "qkv": 261,
-            "attention": 2338,
-            "residual_attention": 329,
-            "activation": 414,
-            "residual_mlp": 329,
-            "final_sum": 307,
-            "summary": 2115,
-            "inbox_attention": 92,
-            "inbox_mlp": 92,
+            "qkv": 117,
+            "attention": 1253,
+            "residual_attention": 181,
+            "activation": 264,
+            "residual_mlp": 181,
+            "final_sum": 99,
+            "summary": 1216,
+            "inbox_attention": 46,
+            "inbox_mlp": 46,
         }
     ),
     kv_positions=32,
-    kv_code=600,
-    cached=True,  # 50 of 64 KB
+    kv_code=382,
+    cached=True,  # 47 of 64 KB
 )
 """The resident program on MI300X. What a choice from all logits runs was not counted."""
 

@@ -180,7 +180,7 @@ def test_code_of_mi300x() -> None:
     plan, _ = plan_on(short(2), known, gpus=2, blocks=32)
     at_48, at_144 = (simulate(plan, slow, position=position, tokens=1).token_ns for position in (48, 144))
     joins = 2 * 6 * slow.program.work["attention"].each * 25  # of which a block may have waited for the others anyway
-    assert 0.6 * joins < at_144 - at_48 < 1.1 * joins
+    assert 0.4 * joins < at_144 - at_48 < 1.1 * joins
     pushed = dataclasses.replace(slow.program, code=MappingProxyType({**slow.program.code, "inbox_mlp": 2000}))
     assert simulate(plan, dataclasses.replace(slow, program=pushed), tokens=1).token_ns > at_48 + 2 * 1000 * 25
     fetched = dataclasses.replace(slow, program=dataclasses.replace(slow.program, cached=False), fabric_rate=FULL)

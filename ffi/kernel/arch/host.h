@@ -59,6 +59,11 @@ constexpr int kWordsInFlight = 8;  // loads of one thread before it looks at the
 
 // Atomic, with no ordering of its own: a word carries everything that its reader needs.
 MONO_DEVICE void store_word(Word* at, Word word) { __atomic_store_n(at, word, __ATOMIC_RELAXED); }
+// Stores so many copies of a word, `stride` words apart.
+MONO_DEVICE void store_copies(Word* at, Word word, int copies, i64 stride) {
+  MONO_ROLLED
+  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+}
 MONO_DEVICE Word load_word(const Word* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE u32 tag_of(Word word) { return u32(word >> 32); }
