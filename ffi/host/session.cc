@@ -1,5 +1,10 @@
 #include "host/session.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,7 +18,6 @@
 namespace mono {
 namespace {
 
-constexpr auto kShortestNap = std::chrono::microseconds(100), kLongestNap = std::chrono::microseconds(2000);
 constexpr size_t kRecordBytes = (sizeof(Session) + 63) / 64 * 64;
 
 std::mutex sessions_mutex;
@@ -44,6 +48,20 @@ HostSession::HostSession(i32 capacity, i64 deadline, const Driver* driver) : dri
   shared_->capacity = capacity;
   shared_->tokens = reinterpret_cast<i32*>(at + kRecordBytes);
   shared_->logprobs = reinterpret_cast<float*>(shared_->tokens + capacity);
+}
+
+void HostSession::await_more(i32 known, std::chrono::nanoseconds longest) const {
+  const auto until = std::chrono::steady_clock::now() + longest;
+  for (i32 now = produced(); now <= known; now = produced()) {
+    const auto left = until - std::chrono::steady_clock::now();
+    if (left <= left.zero()) return;
+    if (driver_) {  // nothing on a GPU can wake a thread
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    } else {  // a look takes a moment from a processor that may be decoding, so blocks say when there is something to see
+      const timespec time{0, std::min<long>(999999999, std::chrono::nanoseconds(left).count())};
+      syscall(SYS_futex, &shared_->produced, FUTEX_WAIT_PRIVATE, now, &time, nullptr, 0);
+    }
+  }
 }
 
 i64 HostSession::time_left() const {
@@ -89,12 +107,7 @@ MONO_EXPORT i32 mono_session_open(i32 capacity, double seconds, i32 platform, ch
 MONO_EXPORT i32 mono_session_read(i32 id, i32 known, i32 room, i32 milliseconds, i32* tokens, float* logprobs) {
   auto session = mono::find_session(id);
   if (!session) return -1;
-  // Every look takes a moment from a processor that may be decoding, so looks become rarer: a token is seen late by an eighth of
-  // the wait, and by 2 ms at most.
-  const auto start = std::chrono::steady_clock::now(), until = start + std::chrono::milliseconds(milliseconds);
-  for (auto now = start; session->produced() <= known && now < until; now = std::chrono::steady_clock::now())
-    std::this_thread::sleep_for(
-        std::clamp<std::chrono::nanoseconds>((now - start) / 8, mono::kShortestNap, mono::kLongestNap));
+  session->await_more(known, std::chrono::milliseconds(milliseconds));
   i32 end = session->produced();
   if (end > known + room) end = known + room;
   for (i32 i = known; i < end; ++i) {

@@ -1,6 +1,7 @@
 // Sessions: what a running call and the Python side share. A call names its session by number.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -20,6 +21,8 @@ class HostSession {
   Session* shared() { return shared_; }
   bool reached_by(Platform platform) const { return driver_ && driver_->platform() == platform; }
   i32 produced() const { return __atomic_load_n(&shared_->produced, __ATOMIC_ACQUIRE); }
+  // Waits until there are more tokens than `known`, but no longer than asked.
+  void await_more(i32 known, std::chrono::nanoseconds longest) const;
   void cancel() { __atomic_store_n(&shared_->cancel, 1, __ATOMIC_RELEASE); }
   // Nanoseconds to the deadline, 0 for none: what a device with a clock of its own goes by.
   i64 time_left() const;

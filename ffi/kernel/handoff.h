@@ -142,8 +142,7 @@ struct Link {
 
 // Publishes a word in so many copies; `to` is its place in the first.
 MONO_DEVICE void publish(Shape h, i32 copies, arch::Word* to, const arch::Word& word) {
-  MONO_ROLLED
-  for (i32 copy = 0; copy < copies; ++copy) arch::store_word(to + copy * h.copy_words, word);
+  arch::store_copies(to, word, copies, h.copy_words);
 }
 
 // Publishes `count` floats as a run of `words` words; value(i) is the i-th.

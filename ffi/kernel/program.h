@@ -60,6 +60,7 @@ MONO_DEVICE void report(const BlockState<T>& s, i32 step, const Choice& choice) 
     session->tokens[step] = choice.token;
     session->logprobs[step] = choice.logprob;
     arch::store_release(&session->produced, step + 1);
+    arch::wake(&session->produced);
   }
 }
 

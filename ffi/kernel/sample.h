@@ -145,16 +145,19 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   const i64 length = i64(s.header.num_devices) * s.header.num_blocks * kSummaryWords;
   const i64 own = (i64(s.device_index) * s.header.num_blocks + s.block_index) * kSummaryWords;
   const u32 tag = s.link.out_tag(kSummary, 0);
-  arch::for_each(s.header.num_devices * kSummaryWords, [&](i32 i) {
-    const i32 peer = i / kSummaryWords, w = i - peer * kSummaryWords;
+  // A thread has one word of one copy; all threads write to the same device at a time.
+  arch::for_each(s.header.num_dies * kSummaryWords, [&](i32 i) {
+    const i32 copy = i / kSummaryWords, w = i - copy * kSummaryWords;
     u32 payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       payload[k] = 0;
       for (i32 v = 0; v < kSummaryValues; ++v)  // no variable index: the values stay in registers
         if (v == w * kFloatsPerWord + k) payload[k] = values[v];
     }
-    arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].summary, length) + own + w;
-    publish(s.header, s.header.num_dies, to, arch::pack(tag, payload));
+    const arch::Word word = arch::pack(tag, payload);
+    MONO_ROLLED
+    for (i32 peer = 0; peer < s.header.num_devices; ++peer)
+      arch::store_word(s.turn_words(peer, s.scratch.channels[peer].summary, length) + own + copy * s.header.copy_words + w, word);
   });
   if (!sampling || !needs_all_logits(s)) return;
   const u32 logits_tag = s.link.out_tag(kLogits, 0);

@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--delay", metavar="N", type=int, help="layers between a lane's sums and the others; not the model's"
     )
     parser.add_argument("--handoff-us", metavar="T", type=float, help="an idle hand-off on one device takes so long")
-    parser.add_argument("--code-us", metavar="T", type=float, help="a KB of a stage's code takes so long; 0 for none")
+    parser.add_argument("--code-us", metavar="T", type=float, help="64 instructions take so long; 0 for none")
     parser.add_argument("--bandwidth", metavar="TB/S", type=float, help="of the memory of a device")
     parser.add_argument("--out", metavar="JSON", help="also write the trace for https://ui.perfetto.dev")
     parser.add_argument("--picture", metavar="FILE", help="also draw a token; .svg or .png chooses the format")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,20 @@ def code_object(listing: str, toolchain: Toolchain) -> bytes:
         _run([*toolchain.clang, *target, "-c", str(source), "-o", str(relocatable)])
         _run([*toolchain.lld, "-shared", str(relocatable), "-o", str(linked)])
         return linked.read_bytes()
+
+
+def sizes(listing: str, toolchain: Toolchain) -> list[int]:
+    """Bytes of the instructions of a listing, in its order.
+
+    Raises:
+        CompilerError: The assembler refuses.
+    """
+    target = ("-cc1as", "-triple", "amdgcn-amd-amdhsa", "-target-cpu", ARCHITECTURE)
+    with tempfile.TemporaryDirectory(prefix="jax_mono_") as directory:
+        source, shown = Path(directory, "program.s"), Path(directory, "shown.s")
+        source.write_text(listing)
+        _run([*toolchain.clang, *target, "-filetype", "asm", "-show-encoding", str(source), "-o", str(shown)])
+        return [line.count(",") + 1 for line in re.findall(r"; encoding: \[(.*)\]$", shown.read_text(), re.MULTILINE)]
 
 
 def _run(command: list[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_mono.flow import Attend, Moment, Product, Publish, Receive
+from jax_mono.flow import Attend, Moment, Product, Publish, Receive, Visible
 from jax_mono.plan import Plan
 from jax_mono.simulate.reading import Arrivals, Loads, finish
 from jax_mono.simulate.state import Device, Group, Hand, alike
@@ -22,6 +22,7 @@ from jax_mono.trace import LAYER_MARKS, MARKS, Trace
 
 _WEIGHT_BYTES = 2
 _WORD_BYTES = 16
+_PUSHED = ("inbox_attention", "inbox_mlp")  # words made for each peer; others go to all devices alike
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def simulate(plan: Plan, timing: Timing, *, groups: int = 1, position: int = 48,
 
 class _Engine:
     def __init__(self, plan: Plan, timing: Timing, groups: int, position: int, tokens: int) -> None:
-        self.plan, self.timing, self.groups, self.tokens = plan, timing, groups, tokens
+        self.plan, self.timing, self.groups, self.tokens, self.position = plan, timing, groups, tokens, position
         self.stands_for, self.devices = {}, {}
         for number, share in enumerate(plan.devices):
             others = (d for d in self.devices if alike(plan.devices[d], share))
@@ -153,8 +154,8 @@ class _Engine:
         return self.timing.program.code.get(channel, 0) * self._instruction(device)
 
     def _instruction(self, device: Device) -> float:
-        """Time of an instruction that is fetched under the load of the moment."""
-        return self.timing.code_ns.value * self.factor(device)
+        """Time of an instruction; one that is fetched is so under the load of the moment."""
+        return self.timing.code_ns.value * (1.0 if self.timing.program.cached else self.factor(device))
 
     def factor(self, device: Device) -> float:
         """How much longer trips take at the moment."""
@@ -182,7 +183,8 @@ class _Engine:
                     return
             elif isinstance(step, Publish):
                 # The code that makes the words comes first; the step is taken up again after it.
-                delay = 0.0 if block.made or step.device != device.number else self._code(device, step.channel)
+                makes = step.device == device.number or step.channel in _PUSHED
+                delay = self._code(device, step.channel) if makes and not block.made else 0.0
                 block.made = delay > 0
                 if delay:
                     block.at -= 1
@@ -220,10 +222,12 @@ class _Engine:
         rounds = -(-step.positions // program.kv_positions)
         return (rounds - 1) * (timing.memory_ns.value + program.kv_code * timing.code_ns.value)
 
-    def _work(self, device: Device, channel: str) -> float:
+    def _work(self, device: Device, channel: str, layer: int | None = None) -> float:
         """What follows when the words of a channel are there."""
         work = self.timing.program.work[channel]
-        return work.code * self._instruction(device) + work.barriers * self.timing.barrier_ns.value
+        joined = 0 if layer is None or not work.each else len(Visible.of(self.plan, layer, self.position).splits)
+        code = work.code + work.each * joined
+        return code * self._instruction(device) + work.barriers * self.timing.barrier_ns.value
 
     def hand(self, device: Device, channel: str, layer: int | None, token: int) -> Hand:
         """The channel's copy; forgets that of the token before last."""
@@ -322,4 +326,4 @@ class _Engine:
             bytes_rate=free / (self.groups * self.plan.num_blocks) * program.clusters,
         )
         device.polled -= self._polled(loads)
-        self.push(max(self.now, done) + self._work(device, step.channel), device.number, number)
+        self.push(max(self.now, done) + self._work(device, step.channel, step.layer), device.number, number)

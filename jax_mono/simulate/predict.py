@@ -110,7 +110,7 @@ def with_rate(timing: Timing, rate: float) -> Timing:
 
 
 def with_code(timing: Timing, us_per_kb: float) -> Timing:
-    """Another time of code, in microseconds per KB of a stage as it is on Hopper."""
+    """Another time of code, in microseconds per 64 instructions, which are a KB on Hopper."""
     return timing.replace(code_ns=us_per_kb * INSTRUCTION_BYTES)
 
 

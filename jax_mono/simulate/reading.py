@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_mono.simulate.timing import Program
+from jax_mono.simulate.programs import Program
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from jax_mono.flow import Flow, Receive, Step
 from jax_mono.handoffs import exchange, writers
 from jax_mono.plan import Plan
+from jax_mono.simulate.programs import Program
 from jax_mono.simulate.reading import Arrivals, Loads
 from jax_mono.simulate.stream import Ahead, Stream
-from jax_mono.simulate.timing import Program, Timing
+from jax_mono.simulate.timing import Timing
 from jax_mono.trace import LAYER_MARKS, MARKS
 
 

@@ -7,11 +7,11 @@ micro-benchmarks, vendors' figures, counts from the sources, or assumptions that
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Literal
 
 from jax_mono.placement import Placement
+from jax_mono.simulate.programs import GFX942, RESIDENT, SKELETON, Program
 from jax_mono.topology import H100, H200, MI300X, Topology
 
 
@@ -28,63 +28,6 @@ class Parameter:
     value: float
     origin: Literal["measured", "derived", "counted", "assumed"]
     note: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a block does around a hand-off, beside waiting.
-
-    Attributes:
-        barriers: Barriers of the block after the words have come, those of reductions included.
-        code: Instructions from then to the end of the stage's input.
-        early: Instructions between what came before and the first look; the words travel meanwhile.
-    """
-
-    barriers: int
-    code: int = 0
-    early: int = 0
-
-
-@dataclass(frozen=True)
-class Program:
-    """How a program reads hand-offs, and how much code it runs.
-
-    Attributes:
-        name: For tables.
-        threads: Of a block that read.
-        warp: Threads that poll together.
-        batch: Words that a thread asks for before it looks at the first, by channel; others take ``usual_batch``.
-        usual_batch: The same for other channels.
-        polls: ``together``: a thread asks again for all words that are not there. ``last``: it waits for the last of
-            them, then asks for all again.
-        pause_ns: Between two polls.
-        clusters: Blocks that share the polls of a hand-off among them.
-        work: By channel, what belongs to a receive.
-        code: By channel, instructions that make the words which are published there.
-        product_barriers: Barriers of a product.
-        kv_positions: Positions whose keys and values a block asks for at once; 0 for a program without arithmetic,
-            which does not read them, looks up no embedding and does not ask the host.
-        kv_code: Instructions for each further so many positions, which wait for their keys and values.
-    """
-
-    name: str
-    threads: int
-    warp: int
-    batch: MappingProxyType[str, int]
-    usual_batch: int
-    polls: Literal["together", "last"]
-    pause_ns: float
-    clusters: int = 1
-    work: MappingProxyType[str, Work] = field(default_factory=lambda: MappingProxyType({}))
-    code: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    product_barriers: int = 0
-    kv_positions: int = 0
-    kv_code: int = 0
-
-    @property
-    def computes(self) -> bool:
-        """Whether it computes anything, or only moves weights and words."""
-        return self.kv_positions > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +53,7 @@ class Timing:
         network_rate: Of one device to all devices of other hosts together.
         memory_ns: A load that no cache answers.
         barrier_ns: A barrier of a block.
-        code_ns: An instruction of a stage, which is fetched anew for every layer; under load it takes longer, as trips
+        code_ns: An instruction of a stage. If it is fetched anew for every layer, it takes longer under load, as trips
             do.
         host_ns: A look at the host's memory, which one block takes once per token.
         program: How hand-offs are read.
@@ -210,73 +153,6 @@ _CODE_US_PER_KB = 0.16
 stream of 4.62 TB/s a trip takes 2.2 times as long as on an idle device (:meth:`Timing.load_factor`), and so does the
 code."""
 
-_ALL = 1 << 20
-
-# Instructions on the way of a warp, counted in the machine code of laneformer-2b's plan of 4 devices of 32 blocks
-# (nvdisasm with line numbers), without what is not taken: slow paths of divisions, calls of waits, traces. To a
-# tenth in layers; which paths sampling takes is an estimate.
-_WORK = MappingProxyType(
-    {
-        "residual_attention": Work(3, code=246, early=318),  # pushed sums, addresses, the norm's scale; then the norm
-        "residual_mlp": Work(3, code=246, early=315),
-        "qkv": Work(2, code=80, early=262),  # keys and values of the first positions are asked for early
-        "attention": Work(3, code=350, early=78),
-        "activation": Work(1, code=193, early=42),
-        "inbox_attention": Work(1, code=195, early=60),
-        "inbox_mlp": Work(1, code=195, early=60),
-        "final_inbox": Work(1, code=320, early=360),
-        "final_sum": Work(3, code=246, early=178),
-        "summary": Work(4, code=580, early=40),
-        "logits": Work(12, code=2500),
-        "choice": Work(0),
-    }
-)
-
-RESIDENT = Program(
-    "resident program",
-    threads=256,
-    warp=32,
-    batch=MappingProxyType(
-        {"residual_attention": _ALL, "residual_mlp": _ALL, "final_sum": _ALL, "activation": 2, "qkv": 1}
-    ),
-    usual_batch=4,
-    polls="last",
-    pause_ns=32,
-    work=_WORK,
-    code=MappingProxyType(
-        {
-            "qkv": 70,
-            "attention": 589,
-            "residual_attention": 95,
-            "activation": 165,
-            "residual_mlp": 95,
-            "final_sum": 60,
-            "summary": 700,
-        }
-    ),
-    product_barriers=2,
-    kv_positions=16,
-    # Asked for a round ahead, but the compiler takes the words apart at once, and so waits.
-    kv_code=245,
-)
-"""ffi/kernel as it is: Link::wait_for and read, hold_and_store, o_stage, attend."""
-
-SKELETON = Program(
-    "skeleton",
-    threads=512,
-    warp=32,
-    batch=MappingProxyType({}),
-    usual_batch=_ALL,
-    polls="together",
-    # All threads must have the vector before the product, and all warps the product before it is published.
-    work=MappingProxyType(dict.fromkeys(_WORK, Work(1))),
-    product_barriers=1,
-    pause_ns=100,
-    clusters=2,
-)
-"""Throw-away programs that moved the real bytes in the real order and computed nothing: no norms, no softmax. Their
-code was short enough to stay in the caches."""
-
 _COPIED = 48 * 1024
 """Bytes of the tape that a block has under way."""
 
@@ -359,10 +235,10 @@ def _mi300x(program: Program) -> Timing:
         code_ns=Parameter(
             _CODE_US_PER_KB * INSTRUCTION_BYTES,
             "assumed",
-            "as on Hopper; less if what a layer runs stays in the 64 KB that two compute units share",
+            "as on Hopper, 5.4 clocks of 2.1 GHz: a wave takes 4, two that share a SIMD 8; more where code is fetched",
         ),
         host_ns=Parameter(1500 if program.computes else 0, "assumed", "a round trip over PCIe"),
-        program=dataclasses.replace(program, threads=512, warp=64),
+        program=GFX942 if program is RESIDENT else dataclasses.replace(program, threads=512, warp=64),
     ).with_handoff(1500)
 
 

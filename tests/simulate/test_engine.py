@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from jax_mono.simulate.predict import (
     sensitivity,
     with_rate,
 )
+from jax_mono.simulate.timing import Parameter
 from jax_mono.trace import MARKS, RECEIVING, phases, trace_text, write_perfetto
 
 LANEFORMER = preset("laneformer-2b")
@@ -42,6 +44,9 @@ def run(config: ModelConfig, devices: int, known: Timing, blocks: int = 16, toke
 H200 = timing("h200", "skeleton")
 SLOW = H200.replace(stream_rate=H200.stream_rate.value * 16 / 132)
 """As much per block as with all blocks."""
+
+
+FULL = Parameter(2000, "assumed", "a fabric that polls and tapes fill")
 
 
 def test_without_hand_offs_only_the_tapes_count() -> None:
@@ -167,6 +172,21 @@ def test_tapes_on_their_own_sides_come_faster() -> None:
     assert near.token_ns < far.token_ns
     flat = timing("h200")
     assert flat.tape_rate(placed.placement) == flat.tape_rate(anywhere.placement)
+
+
+def test_code_of_mi300x() -> None:
+    """Every split whose part is joined costs, in every layer; load slows code only where it is fetched."""
+    known, slow = timing("mi300x"), timing("mi300x").replace(code_ns=25)
+    plan, _ = plan_on(short(2), known, gpus=2, blocks=32)
+    at_48, at_144 = (simulate(plan, slow, position=position, tokens=1).token_ns for position in (48, 144))
+    joins = 2 * 6 * slow.program.work["attention"].each * 25  # of which a block may have waited for the others anyway
+    assert 0.4 * joins < at_144 - at_48 < 1.1 * joins
+    pushed = dataclasses.replace(slow.program, code=MappingProxyType({**slow.program.code, "inbox_mlp": 2000}))
+    assert simulate(plan, dataclasses.replace(slow, program=pushed), tokens=1).token_ns > at_48 + 2 * 1000 * 25
+    fetched = dataclasses.replace(slow, program=dataclasses.replace(slow.program, cached=False), fabric_rate=FULL)
+    kept = dataclasses.replace(slow, fabric_rate=FULL)
+    assert simulate(plan, fetched, tokens=1).token_ns > 1.05 * simulate(plan, kept, tokens=1).token_ns
+    assert timing("h200").program.work["attention"].each == 0 and not timing("h200").program.cached
 
 
 def test_load_on_the_fabric_slows_trips() -> None:

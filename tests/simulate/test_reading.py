@@ -8,8 +8,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from jax_mono.simulate.programs import RESIDENT, Program
 from jax_mono.simulate.reading import Arrivals, Loads, finish
-from jax_mono.simulate.timing import RESIDENT, Program
 
 LAST = dataclasses.replace(RESIDENT, threads=4, warp=2, pause_ns=10, batch=MappingProxyType({}))
 TOGETHER = dataclasses.replace(LAST, polls="together")

@@ -87,9 +87,13 @@ MONO_DEVICE void make_vector(U*& pointer) {
 }
 // The value of any lane.
 MONO_DEVICE u32 shuffle(u32 value, int from) { return u32(__builtin_amdgcn_ds_bpermute(from * 4, int(value))); }
-// The mask is a constant after unrolling. Exchanges among few lanes need no trip through the shared memory's crossbar.
+// Exchanges among few lanes need no trip through the shared memory's crossbar, if the mask is a constant after unrolling.
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) {
   const int x = int(value);
+  if (!__builtin_constant_p(mask)) {  // one way for all, with a number of the lane that is asked for once
+    const int own = int(__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)));
+    return shuffle(value, own ^ mask);
+  }
   switch (mask) {
     case 1: return u32(__builtin_amdgcn_update_dpp(x, x, 0xb1, 15, 15, true));   // quad_perm:[1,0,3,2]
     case 2: return u32(__builtin_amdgcn_update_dpp(x, x, 0x4e, 15, 15, true));   // quad_perm:[2,3,0,1]
@@ -142,19 +146,17 @@ MONO_DEVICE Word load_word(const Word* at) {
   const Quad quad = __builtin_amdgcn_raw_buffer_load_b128(buffer(base, kWholeBuffer), int(u32(u64(at)) - u32(base)), 0, kSystem);
   return {{quad.x, quad.y, quad.z}, quad.w};
 }
-MONO_DEVICE void store_word(Word* at, const Word& word) {
+// Stores so many copies of a word, `stride` words apart. All lanes write to the same device's exchange memory.
+MONO_DEVICE void store_copies(Word* at, const Word& word, int copies, i64 stride) {
   const Quad quad = {word.payload[0], word.payload[1], word.payload[2], word.tag};
-  // Lanes whose words lie in different 4 GiB, on different devices perhaps, take turns.
-  const u32 high = u32(u64(at) >> 32);
-  MONO_ROLLED
-  for (bool done = false; !done;) {
-    const u32 turn = uniform(high);
-    if (turn != high) continue;
-    __builtin_amdgcn_raw_buffer_store_b128(quad, buffer(u64(turn) << 32, kWholeBuffer), int(u32(u64(at))), 0, kSystem);
-    done = true;
-  }
+  const u64 base = uniform(u64(at)) - (u64(1) << 31);
+  MONO_UNROLLED
+  for (int copy = 0; copy < copies; ++copy)
+    __builtin_amdgcn_raw_buffer_store_b128(quad, buffer(base, kWholeBuffer), int(u32(u64(at)) - u32(base)),
+                                           int(copy * stride * i64(sizeof(Word))), kSystem);
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
+MONO_DEVICE void store_word(Word* at, const Word& word) { store_copies(at, word, 1, 0); }
 template <class U>
 MONO_DEVICE U load_acquire(const U* at) {
   return __hip_atomic_load(at, __ATOMIC_ACQUIRE, __HIP_MEMORY_SCOPE_SYSTEM);
@@ -174,6 +176,7 @@ MONO_DEVICE void store_place(u64* at, u64 key) {
 }
 MONO_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }  // 64 clocks
 MONO_DEVICE void yield() {}                                 // every block has its own processor
+MONO_DEVICE void wake(i32*) {}                             // the host looks by itself
 MONO_DEVICE i64 nanoseconds() { return i64(__builtin_amdgcn_s_memrealtime()) * 10; }  // counts at 100 MHz
 constexpr bool kTraces = kTraceCalls;
 MONO_DEVICE i64 trace_clock() { return nanoseconds(); }

@@ -10,8 +10,11 @@
 #if defined(__AVX512BF16__) || defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MONO_DEVICE inline
 #define MONO_OUTLINE inline __attribute__((noinline))
@@ -56,6 +59,11 @@ constexpr int kWordsInFlight = 8;  // loads of one thread before it looks at the
 
 // Atomic, with no ordering of its own: a word carries everything that its reader needs.
 MONO_DEVICE void store_word(Word* at, Word word) { __atomic_store_n(at, word, __ATOMIC_RELAXED); }
+// Stores so many copies of a word, `stride` words apart.
+MONO_DEVICE void store_copies(Word* at, Word word, int copies, i64 stride) {
+  MONO_ROLLED
+  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+}
 MONO_DEVICE Word load_word(const Word* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE u32 tag_of(Word word) { return u32(word >> 32); }
@@ -83,6 +91,8 @@ MONO_DEVICE void pause() {
 }
 // With fewer cores than blocks the writer may need this very core.
 MONO_DEVICE void yield() { sched_yield(); }
+// Wakes the host's thread that waits for a number to change, if one does.
+MONO_DEVICE void wake(i32* at) { syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
 
 MONO_DEVICE i64 nanoseconds() {
   timespec now;

@@ -87,6 +87,11 @@ MONO_DEVICE void store_word(Word* at, const Word& word) {
                  : "memory");
   }
 }
+// Stores so many copies of a word, `stride` words apart.
+MONO_DEVICE void store_copies(Word* at, const Word& word, int copies, i64 stride) {
+  MONO_ROLLED
+  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+}
 MONO_DEVICE void store_place(u64* at, u64 key) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(key) : "memory"); }
 MONO_DEVICE i32 load_acquire(const i32* at) {
   i32 value;
@@ -98,6 +103,7 @@ MONO_DEVICE void store_release(i32* at, i32 value) {
 }
 MONO_DEVICE void pause() { asm volatile("nanosleep.u32 32;"); }
 MONO_DEVICE void yield() {}  // every block has its own processor
+MONO_DEVICE void wake(i32*) {}  // the host looks by itself
 MONO_DEVICE i64 nanoseconds() {
   i64 now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));

@@ -56,8 +56,11 @@ MONO_DEVICE void join(Part& part, int mask) {
   for (i32 i = 0; i < kOwn; ++i) part.out[i] = part.out[i] * own + arch::swapped(part.out[i], mask) * their;
 }
 
-// The k-th element of this lane is element head_index(k) of the head, if that is below head_dim.
-MONO_DEVICE i32 head_index(i32 k) { return (arch::lane() % kTeam + k / kUnit * kTeam) * kUnit + k % kUnit; }
+// The k-th element of this lane is element index(k) of the head, if that is below head_dim.
+struct Elements {
+  i32 first = arch::lane() % kTeam * kUnit;
+  MONO_DEVICE i32 index(i32 k) const { return first + k / kUnit * (kTeam * kUnit) + k % kUnit; }
+};
 
 // A lane's parts of the keys and the values that a team works on at once. More than one hide each other's latency.
 constexpr i32 kAtOnce = arch::kPositionsAtOnce;
@@ -69,13 +72,15 @@ struct Round {
 struct Positions {
   Visible visible;
   i32 first, count;  // chunk; positions, visible or not
+  i32 team;
 
-  MONO_DEVICE Positions(const Visible& v, Shape h, i32 split) : visible(v), first(v.first_of(h, split)) {
+  MONO_DEVICE Positions(const Visible& v, Shape h, i32 split)
+      : visible(v), first(v.first_of(h, split)), team(arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam) {
     count = ((visible.last_chunk - first) / h.kv_splits + 1) * h.kv_chunk;
   }
   // The n-th position of this thread's team in the round from `begin` on, or -1 where there is none.
   MONO_DEVICE i32 of_team(i32 begin, i32 n) const {
-    const i32 i = begin + n * kTeams + arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam;
+    const i32 i = begin + n * kTeams + team;
     const i32 p = (first + i / Shape::kv_chunk * Shape::kv_splits) * Shape::kv_chunk + i % Shape::kv_chunk;
     return i < count && p >= visible.first && p <= visible.position ? p : -1;
   }
@@ -83,14 +88,15 @@ struct Positions {
   template <class T>
   MONO_DEVICE Round load(const T* keys, const T* values, i32 begin) const {
     Round round{};
+    const Elements own;
     MONO_UNROLLED
     for (i32 n = 0; n < kAtOnce; ++n) {
       const i32 p = of_team(begin, n);
       if (p < 0 || p == visible.position) continue;
       MONO_UNROLLED
       for (i32 u = 0; u < kUnitsPerLane; ++u) {
-        const i64 at = i64(p) * Shape::head_dim + head_index(u * kUnit);
-        if (head_index(u * kUnit) >= Shape::head_dim) continue;
+        const i64 at = i64(p) * Shape::head_dim + own.index(u * kUnit);
+        if (own.index(u * kUnit) >= Shape::head_dim) continue;
         round.key[n][u] = *reinterpret_cast<const Unit*>(keys + at);
         round.value[n][u] = *reinterpret_cast<const Unit*>(values + at);
       }
@@ -111,12 +117,13 @@ MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& vis
   const float scale = 1.0f / arch::sqrt(float(kSize));
   const float* own = s.scratch.query + kQueries * kSize;  // the position's key, rounded already, and value
   const Positions positions(visible, s.header, split);
+  const Elements of_lane;
   MONO_ROLLED
   for (i32 g = arch::warp() / kSharers; g < kQueries; g += kQueriesAtOnce) {
     float query[kOwn];
     Part part;
     MONO_UNROLLED
-    for (i32 k = 0; k < kOwn; ++k) query[k] = head_index(k) < kSize ? s.scratch.query[g * kSize + head_index(k)] * scale : 0.0f;
+    for (i32 k = 0; k < kOwn; ++k) query[k] = of_lane.index(k) < kSize ? s.scratch.query[g * kSize + of_lane.index(k)] * scale : 0.0f;
     // All lanes go round equally often, because a team's meet in shuffles.
     MONO_ROLLED
     for (i32 begin = 0; begin < positions.count; begin += kAtOnce * kTeams) {
@@ -130,8 +137,8 @@ MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& vis
           float key = element<T>(round.key[n][k / kUnit], k % kUnit);
           value[n][k] = element<T>(round.value[n][k / kUnit], k % kUnit);
           if (newest) {
-            key = head_index(k) < kSize ? own[head_index(k)] : 0.0f;
-            value[n][k] = head_index(k) < kSize ? arch::rounded<T>(own[kSize + head_index(k)]) : 0.0f;
+            key = of_lane.index(k) < kSize ? own[of_lane.index(k)] : 0.0f;
+            value[n][k] = of_lane.index(k) < kSize ? arch::rounded<T>(own[kSize + of_lane.index(k)]) : 0.0f;
           }
           score[n] += query[k] * key;
         }
@@ -167,7 +174,7 @@ MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& vis
     }
     MONO_UNROLLED
     for (i32 k = 0; k < kOwn; ++k)
-      if (head_index(k) < kSize) to[2 + head_index(k)] = part.out[k];
+      if (of_lane.index(k) < kSize) to[2 + of_lane.index(k)] = part.out[k];
   }
   if (visible.owned_by(s.header, split)) store_heads(s, keys, values, visible.position);
   arch::sync();

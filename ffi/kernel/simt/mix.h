@@ -19,12 +19,18 @@ template <class T>
 MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   const u32 tag = s.link.out_tag(inbox_channel(module), layer);
   const i64 run = (i64(s.device_index) * s.header.num_blocks + s.block_index) * s.header.hidden_run;
-  MONO_ROLLED
-  for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-    if (peer == s.device_index) continue;
-    arch::Word* to = s.peer_words(peer, s.scratch.channels[peer].inbox[module], layer) + run;
-    publish_run(s.header, 1, to, s.header.hidden_run, tag, s.rows, [&](i32 row) { return own_sum(s, layer, module, row); });
-  }
+  arch::for_each(s.header.hidden_run, [&](i32 w) {
+    float payload[kFloatsPerWord];
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 row = w * kFloatsPerWord + k;
+      payload[k] = row < s.rows ? own_sum(s, layer, module, row) : 0.0f;
+    }
+    const arch::Word word = arch::pack(tag, payload);
+    MONO_ROLLED
+    for (i32 peer = 0; peer < s.header.num_devices; ++peer)
+      if (peer != s.device_index)
+        arch::store_word(s.peer_words(peer, s.scratch.channels[peer].inbox[module], layer) + run + w, word);
+  });
 }
 
 // Sum over all lanes of all devices of a module's output of own rows, into scratch.total. A peer's word is its lanes' sum;

@@ -179,6 +179,11 @@ MONO_DEVICE void store_word(Word* at, const Word& word) {
   __atomic_store_n(halves, word.payload[0] | u64(word.payload[1]) << 32, __ATOMIC_RELAXED);
   __atomic_store_n(halves + 1, word.payload[2] | u64(word.tag) << 32, __ATOMIC_RELEASE);
 }
+// Stores so many copies of a word, `stride` words apart.
+MONO_DEVICE void store_copies(Word* at, const Word& word, int copies, i64 stride) {
+  MONO_ROLLED
+  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+}
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE i32 load_acquire(const i32* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
 MONO_DEVICE void store_release(i32* at, i32 value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
@@ -189,6 +194,7 @@ MONO_DEVICE u32 count_up(u32* at) { return __atomic_fetch_add(at, 1u, __ATOMIC_R
 MONO_DEVICE u32 load_count(const u32* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 MONO_DEVICE void pause() { sched_yield(); }
 MONO_DEVICE void yield() {}
+MONO_DEVICE void wake(i32*) {}  // the host looks by itself
 MONO_DEVICE i64 nanoseconds() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
