@@ -185,7 +185,7 @@ def test_code_of_mi300x() -> None:
     assert simulate(plan, dataclasses.replace(slow, program=pushed), tokens=1).token_ns > at_48 + 2 * 1000 * 25
     fetched = dataclasses.replace(slow, program=dataclasses.replace(slow.program, cached=False), fabric_rate=FULL)
     kept = dataclasses.replace(slow, fabric_rate=FULL)
-    assert simulate(plan, fetched, tokens=1).token_ns > 1.05 * simulate(plan, kept, tokens=1).token_ns
+    assert simulate(plan, fetched, tokens=1).token_ns > 1.02 * simulate(plan, kept, tokens=1).token_ns
     assert timing("h200").program.work["attention"].each == 0 and not timing("h200").program.cached
 
 
