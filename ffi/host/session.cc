@@ -5,7 +5,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -58,7 +57,8 @@ void HostSession::await_more(i32 known, std::chrono::nanoseconds longest) const 
     if (driver_) {  // nothing on a GPU can wake a thread
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     } else {  // a look takes a moment from a processor that may be decoding, so blocks say when there is something to see
-      const timespec time{0, std::min<long>(999999999, std::chrono::nanoseconds(left).count())};
+      const i64 nanoseconds = std::chrono::nanoseconds(left).count();
+      const timespec time{time_t(nanoseconds / 1000000000), long(nanoseconds % 1000000000)};
       syscall(SYS_futex, &shared_->produced, FUTEX_WAIT_PRIVATE, now, &time, nullptr, 0);
     }
   }

@@ -81,8 +81,7 @@ def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
     splits, group = len(Visible.of(plan, 0, position).splits), plan.config.queries_per_kv
     waves, parts = _THREADS // _LANES, plan.devices[0].kv_heads.count * group * plan.kv_splits
     return (
-        (r"raw_buffer_store_b128\(", 1),  # lanes whose words lie in different 4 GiB
-        (r"copy < copies", len(plan.placement.roles)),
+        (r"publish_summary\(.*peer < s\.header\.num_devices", plan.num_devices),
         (r"peer < s\.header\.num_devices", plan.num_devices - 1),
         (r"begin < splits; begin \+= kBatch", math.ceil(splits / _BATCH)),
         (r"k < splits|total \+= of\[2 \* k\]", splits),

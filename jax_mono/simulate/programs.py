@@ -161,7 +161,7 @@ GFX942 = dataclasses.replace(
     ),
     kv_positions=32,
     kv_code=382,
-    cached=True,  # 47 of 64 KB
+    cached=True,  # 48 of 64 KB
 )
 """The resident program on MI300X. What a choice from all logits runs was not counted."""
 

@@ -72,6 +72,15 @@ def take(source: Iterator[stream.Token], count: int) -> list[int]:
     return [next(source).id for _ in range(count)]
 
 
+def test_a_reader_is_woken_for_each_token(busy: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look for tokens may last a minute here, so only who has one can end it sooner."""
+    monkeypatch.setattr(stream, "_POLL_MS", 60_000)
+    start = time.monotonic()
+    with busy.stream(PROMPT, max_new_tokens=200) as tokens:
+        assert len(take(tokens, 200)) == 200
+    assert time.monotonic() - start < 30
+
+
 def test_tokens_arrive_while_the_call_runs(busy: Decoder) -> None:
     with busy.stream(PROMPT, max_new_tokens=LONG) as tokens:
         for _ in range(20):

@@ -228,8 +228,7 @@ MONO_DEVICE void scale_vector(const float* x, float factor, const float* scale, 
 
 constexpr int kTileRows = 8, kTileCols = 32;
 
-// The sums of a tile's rows, each added up as sum() does, all at once where the processor can: one by one they take as long as a
-// hundred products.
+// The sums of a tile's rows, each added up as sum() does, all at once where the processor can.
 MONO_DEVICE void store_sums(const Vec16 (&rows)[kTileRows], float* out) {
 #if defined(__AVX__)
   __m256 half[8], quarter[4], eighth[2];
