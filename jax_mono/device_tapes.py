@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mono.granules import interleave
 from jax_mono.like_blocks import LikeBlocks, like_blocks
-from jax_mono.plan import Plan, StageName, TileFormat
-from jax_mono.tape import own_weights, stage_tiles, storage
+from jax_mono.plan import Plan, StageName
+from jax_mono.tape import own_weights, stage_tiles, storage, stored_words
+from jax_mono.tile import TileFormat
 
 Array = jax.Array
 
@@ -21,6 +23,7 @@ class DeviceTapes:
 
     Attributes:
         layers: Per JAX device [D, B, num_layers, layer_words]; see :class:`jax_mono.tape.Tapes`.
+        spoiled: Per JAX device, how much could not be compressed.
     """
 
     def __init__(self, plan: Plan, dtype: np.dtype, devices: Sequence[jax.Device]) -> None:
@@ -30,6 +33,7 @@ class DeviceTapes:
             jnp.zeros((*shape, plan.config.num_layers, plan.layer_words), stored, device=device) for device in devices
         ]
         self._head = [jnp.zeros((*shape, 1, plan.head_words), stored, device=device) for device in devices]
+        self.spoiled = [jnp.zeros((), jnp.int32, device=device) for device in devices]
 
     @property
     def head(self) -> list[Array]:
@@ -38,40 +42,64 @@ class DeviceTapes:
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
         """Puts a stage's matrices, of one layer or of the head, into the tapes."""
-        arrays = self._head if layer is None else self.layers
-        jax.block_until_ready(arrays)  # so that no more than one stage's matrices are on their way
+        jax.block_until_ready(self._head if layer is None else self.layers)  # no more than one stage is on its way
         for index, share in enumerate(self.plan.devices):
-            at, stage = index // self.rows, share.stages[name]
-            if stage.tile_words == 0:  # a device without heads
-                continue
-            own = jax.device_put(own_weights(self.plan, index, name, matrices), self.devices[at])
-            arrays[at] = _place(
-                arrays[at],
-                own,
-                index % self.rows,
-                layer or 0,
-                name=name,
-                tile=self.plan.tile,
-                tile_words=stage.tile_words,
-                runs=like_blocks(stage, stage.offsets),
-            )
+            if share.stages[name].tiles and share.stages[name].tile_words:  # else a device without heads
+                own = jax.device_put(own_weights(self.plan, index, name, matrices), self.device(index))
+                self.place(index, name, _tiles(self.plan.tile, name, own), layer)
+
+    def device(self, index: int) -> jax.Device:
+        """Where the tapes of a device of the plan are."""
+        return self.devices[index // self.rows]
+
+    def interleave(self) -> None:
+        """Puts complete tapes where the plan has them, if that is not in one piece; takes twice their memory."""
+        if self.plan.placement.interleaved:
+            self.layers = [_interleave(self.plan, tapes) for tapes in self.layers]
+            self._head = [_interleave(self.plan, tapes) for tapes in self._head]
+
+    def place(self, index: int, name: StageName, tiles: Array, layer: int | None) -> None:
+        """Puts tiles into a device's tapes.
+
+        Args:
+            index: The plan's device.
+            name: The stage.
+            tiles: [tiles, ...] as :func:`jax_mono.tape.stage_tiles` gives them, where the tapes are.
+            layer: Which layer; None for the head.
+        """
+        arrays = self._head if layer is None else self.layers
+        at, stage = index // self.rows, self.plan.devices[index].stages[name]
+        arrays[at], self.spoiled[at] = _place(
+            arrays[at],
+            self.spoiled[at],
+            tiles,
+            index % self.rows,
+            layer or 0,
+            tile=self.plan.tile,
+            cols=stage.cols,
+            runs=like_blocks(stage, stage.offsets),
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("name", "tile", "tile_words", "runs"), donate_argnums=0)
+_interleave = jax.jit(interleave, static_argnums=0)
+_tiles = jax.jit(stage_tiles, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "cols", "runs"), donate_argnums=(0, 1))
 def _place(
     tapes: Array,
-    own: list[Array],
+    spoiled: Array,
+    tiles: Array,
     row: Array,
     layer: Array,
     *,
-    name: StageName,
     tile: TileFormat,
-    tile_words: int,
+    cols: int,
     runs: tuple[LikeBlocks, ...],
-) -> Array:
-    """Writes tiles into [D, B, layers, words]."""
-    tiles = stage_tiles(tile, name, own).reshape(-1, tile_words)
+) -> tuple[Array, Array]:
+    """Writes tiles into [D, B, layers, words]; counts what could not be compressed."""
+    stored, more = stored_words(tile, cols, tiles)
     for run in runs:
-        words = tiles[run.tile : run.tile + run.blocks * run.tiles].reshape(1, run.blocks, 1, -1)
+        words = stored[run.tile : run.tile + run.blocks * run.tiles].reshape(1, run.blocks, 1, -1)
         tapes = jax.lax.dynamic_update_slice(tapes, words, (row, run.block, layer, run.offset))
-    return tapes
+    return tapes, spoiled + more

@@ -18,7 +18,7 @@ class LikeBlocks:
         blocks: How many there are.
         tile: The first tile of the first one; the others' follow.
         tiles: Tiles of each.
-        offset: Where they start in each tape, in weights.
+        offset: Where they start in each tape, in words.
     """
 
     block: int

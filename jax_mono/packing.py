@@ -23,7 +23,21 @@ from jax_mono.device_tapes import DeviceTapes
 from jax_mono.models.source import OnTensor, WeightSource, weight_dtype
 from jax_mono.plan import LAYER_STAGES, Plan, StageName
 from jax_mono.prefill import AXIS
-from jax_mono.tape import STAGE_WEIGHTS, Tapes, own_weights, pack_constants, stage_tiles, storage, store_tiles
+from jax_mono.tape import (
+    STAGE_WEIGHTS,
+    Tapes,
+    own_weights,
+    pack_constants,
+    stage_tiles,
+    storage,
+    store_tiles,
+    stored_words,
+)
+from jax_mono.tile import TileFormat
+
+
+class IncompressibleError(ConfigError):
+    """Weights do not fit into compressed tapes: too many exceptions in one place, or numbers that are not finite."""
 
 
 def pack(
@@ -49,6 +63,7 @@ def pack(
 
     Raises:
         ConfigError: The plan or mesh does not fit.
+        IncompressibleError: The plan's tapes are compressed, and these weights cannot be.
         CheckpointError: A tensor cannot be read.
     """
     if source.config != plan.config:
@@ -80,7 +95,7 @@ def pack(
                 vectors[path] = read(path)
     vectors["norm"] = read("norm")
     tapes.store("head", [embed if head_path == "embed" else read(head_path)], None)
-    return _finish(plan, tapes, on, mesh, embed, vectors, target)
+    return finish(plan, tapes, on, mesh, embed, vectors, target)
 
 
 _MATRICES = {"embed", *(path.rsplit(".", 1)[-1] for paths in STAGE_WEIGHTS.values() for path in paths)}
@@ -95,24 +110,65 @@ class _HostTapes:
         shape = (self.rows, tapes, plan.config.num_layers, plan.layer_words)
         self.layers = [_allocate(shape, stored) for _ in devices]
         self.head = [_allocate((self.rows, tapes, plan.head_words), stored) for _ in devices]
+        self.spoiled = 0
 
     def store(self, name: StageName, matrices: Sequence[np.ndarray], layer: int | None) -> None:
         for index, share in enumerate(self.plan.devices):
             tapes = (self.head if layer is None else self.layers)[index // self.rows][index % self.rows]
             tiles = stage_tiles(self.plan.tile, name, own_weights(self.plan, index, name, matrices))
+            if self.plan.tile.compressed and tiles.size:
+                tiles, spoiled = _compressed(self.plan.tile, share.stages[name].cols, tiles)
+                self.spoiled += spoiled
             store_tiles(self.plan, share.stages[name], tiles, tapes, layer)
 
 
-def _finish(
+_AT_ONCE = 8 << 20
+"""Weights that the host compresses at once: few enough that temporary memory stays small beside a stage."""
+
+
+def _compressed(tile: TileFormat, cols: int, tiles: np.ndarray) -> tuple[np.ndarray, int]:
+    """:func:`jax_mono.tape.stored_words` on the host, some tiles at a time."""
+    count = max(1, _AT_ONCE // max(1, tiles[0].size))
+    found, spoiled = [], 0
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for first in range(0, len(tiles), count):
+            words, more = _stored_words(tile, cols, tiles[first : first + count])
+            found.append(np.asarray(words))
+            spoiled += int(more)
+    return np.concatenate(found), spoiled
+
+
+_stored_words = jax.jit(stored_words, static_argnums=(0, 1))
+
+
+def finish(
     plan: Plan,
     tapes: _HostTapes | DeviceTapes,
     devices: Sequence[jax.Device],
     mesh: Mesh | None,
-    embed: np.ndarray,
+    embed: np.ndarray | jax.Array,
     vectors: dict[str, np.ndarray],
     dtype: np.dtype,
 ) -> Tapes:
-    """Hands the arrays to JAX; on CPU it takes them as they are, without a copy."""
+    """Hands complete tapes to JAX; on CPU it takes them as they are, without a copy.
+
+    Args:
+        plan: The plan.
+        tapes: Per JAX device.
+        devices: Those devices.
+        mesh: As for :func:`pack`.
+        embed: [vocab, hidden], as it is stored.
+        vectors: As for :func:`jax_mono.tape.pack_constants`.
+        dtype: Of the weights.
+
+    Raises:
+        IncompressibleError: The plan's tapes are compressed, and these weights cannot be.
+    """
+    spoiled = int(np.sum(jax.device_get(tapes.spoiled)))
+    if spoiled:
+        raise IncompressibleError(
+            f"{spoiled} pieces of the weights cannot be compressed without loss; decode them with compress=False"
+        )
     constants = np.stack([pack_constants(plan, device, vectors) for device in range(plan.num_devices)])
     if mesh is None:
         parts = (tapes.layers[0], tapes.head[0], constants, embed)

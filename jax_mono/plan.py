@@ -28,6 +28,7 @@ from jax_mono.locality import attention_spans, head_splits, row_spans, tile_head
 from jax_mono.placement import Placement, place
 from jax_mono.spans import Span, even_counts, fill, spans, spread_counts
 from jax_mono.split import DeviceShare, device_shares
+from jax_mono.tile import TileFormat
 from jax_mono.topology import Topology
 
 StageName = Literal["qkv", "o", "up", "down", "head"]
@@ -62,32 +63,6 @@ GPU = Target("gpu", word_bytes=16, floats_per_word=3, weights_per_word=6, kv_chu
 
 
 @dataclass(frozen=True)
-class TileFormat:
-    """The unit of weight streaming: ``rows`` rows by ``cols`` columns, stored row by row.
-
-    A tile of a stage is a sequence of such chunks over the whole width of its rows, so a block reads one linear
-    stream. 8 x 32 is what a CPU core wants: eight accumulators, one cache line of bfloat16 per row and chunk.
-    """
-
-    rows: int = 8
-    cols: int = 32
-
-    def __post_init__(self) -> None:
-        if self.rows < 2 or self.rows % 2:
-            raise ConfigError(f"tile rows must be even and positive, not {self.rows}: gate and up rows pair up")
-        if self.cols < 1:
-            raise ConfigError(f"tile cols must be positive, not {self.cols}")
-
-    def row_tiles(self, rows: int) -> int:
-        """Tiles that hold ``rows`` rows."""
-        return -(-rows // self.rows)
-
-    def padded_cols(self, cols: int) -> int:
-        """``cols`` rounded up to whole chunks."""
-        return -(-cols // self.cols) * self.cols
-
-
-@dataclass(frozen=True)
 class Stage:
     """One product of one device.
 
@@ -98,10 +73,10 @@ class Stage:
         lanes: Lanes of this device that take part.
         row_parallel: Whether a tile holds all lanes side by side instead of belonging to one lane.
         tiles: Row tiles on this device.
-        tile_words: Weights in one tile, padding included.
+        tile_words: Words of the tape in one tile, padding included; one per weight unless tapes are compressed.
         shares: Per block, the run of tiles it owns. Runs follow each other in the order of the blocks, but not those of
             ``qkv`` where a device has several dies.
-        offsets: Per block, where its run starts in the block's layer tape (or head tape), in weights.
+        offsets: Per block, where its run starts in the block's layer tape (or head tape), in words.
     """
 
     name: StageName
@@ -130,7 +105,7 @@ class DevicePlan:
         neurons: Global feed-forward neurons it holds, lane-major.
         vocab: Global rows of the LM head it holds.
         stages: The five products by name.
-        layer_words: Longest layer tape of its blocks, in weights; whole granules of memory.
+        layer_words: Longest layer tape of its blocks, in words; whole granules of memory.
         head_words: Longest head tape of its blocks, likewise.
         attention: Per block, its run of attention items; item = local KV head * kv_splits + split.
     """
@@ -177,12 +152,12 @@ class Plan:
 
     @property
     def layer_words(self) -> int:
-        """Weights in the longest layer tape of any block."""
+        """Words in the longest layer tape of any block."""
         return max(device.layer_words for device in self.devices)
 
     @property
     def head_words(self) -> int:
-        """Weights in the longest head tape of any block."""
+        """Words in the longest head tape of any block."""
         return max(device.head_words for device in self.devices)
 
     @property
@@ -208,7 +183,7 @@ class Plan:
         return max(device.vocab.count for device in self.devices)
 
     def block_words(self, device: int, block: int) -> int:
-        """Weights (padding included) that a block reads for one token."""
+        """Words (padding included) that a block reads for one token; one per weight unless tapes are compressed."""
         stages = self.devices[device].stages
         layer = sum(stages[name].shares[block].count * stages[name].tile_words for name in LAYER_STAGES)
         return self.config.num_layers * layer + stages["head"].shares[block].count * stages["head"].tile_words
@@ -327,12 +302,12 @@ def _device_plan(
 
     def column_parallel(name: StageName, rows: int, stage_lanes: int) -> tuple[int, int, Stage]:
         tiles = tile.row_tiles(rows) * stage_lanes
-        words = tile.rows * tile.padded_cols(hidden_size)
+        words = tile.part_words(hidden_size)
         return tiles, words, Stage(name, rows, hidden_size, stage_lanes, False, tiles, words, (), ())
 
     def row_parallel(name: StageName, cols: int) -> tuple[int, int, Stage]:
         tiles = tile.row_tiles(hidden_size)
-        words = tile.rows * lanes * tile.padded_cols(cols)
+        words = lanes * tile.part_words(cols)
         return tiles, words, Stage(name, hidden_size, cols, lanes, True, tiles, words, (), ())
 
     attention_width = heads_per_lane * config.queries_per_kv * config.head_dim

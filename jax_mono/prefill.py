@@ -19,7 +19,8 @@ from jax_mono.granules import layers_swizzle
 from jax_mono.handoffs import MODULES
 from jax_mono.models import layers as reference
 from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan
-from jax_mono.tape import as_weights, unpack_matrix, unpack_vectors
+from jax_mono.tape import as_weights
+from jax_mono.unpacking import unpack_matrix, unpack_vectors
 
 Array = jax.Array
 

@@ -11,7 +11,6 @@ its weights are drawn: their standard deviation, which of its rows are real, and
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,13 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_mono.granules import interleave
+from jax_mono.device_tapes import DeviceTapes
 from jax_mono.models.random_source import RandomSource
 from jax_mono.models.source import weight_dtype
 from jax_mono.noise import noise
-from jax_mono.packing import home
-from jax_mono.plan import LAYER_STAGES, DevicePlan, Plan, Stage, StageName
-from jax_mono.prefill import AXIS
-from jax_mono.tape import Tapes, pack_constants, storage
+from jax_mono.packing import finish, home, mesh_devices
+from jax_mono.plan import STAGES, DevicePlan, Plan, Stage
+from jax_mono.tape import Tapes, storage
 
 Array = jax.Array
 
@@ -48,28 +46,29 @@ def random_tapes(plan: Plan, *, dtype: DTypeLike = jnp.bfloat16, mesh: Mesh | No
         The tapes.
     """
     config, target = plan.config, weight_dtype(dtype)
-    whole = SingleDeviceSharding(home()) if mesh is None else NamedSharding(mesh, P())
-    cut = whole if mesh is None else NamedSharding(mesh, P(AXIS))
-    tile = plan.tile
-
-    def draw(table: np.ndarray, layers: int, number: int) -> Array:
-        fields = [jax.device_put(np.ascontiguousarray(table[name]), cut) for name in _CHUNK.names or ()]
-
-        def made(*drawn: Array) -> Array:
-            return interleave(plan, _draw_tapes(*drawn, layers=layers, tile=(tile.rows, tile.cols), dtype=target.name))
-
-        return jax.jit(made, out_shardings=cut)(*fields, np.uint32(3 * seed + number))
-
-    layers = draw(_chunks(plan, LAYER_STAGES, plan.layer_words), config.num_layers, 0)
-    head = draw(_chunks(plan, ("head",), plan.head_words), 1, 1)[:, :, 0]
+    devices = [home()] if mesh is None else mesh_devices(mesh, plan.num_devices)
+    whole = SingleDeviceSharding(devices[0]) if mesh is None else NamedSharding(mesh, P())
+    tapes = DeviceTapes(plan, target, devices)
+    seeds = np.random.SeedSequence(seed).generate_state(1 + plan.num_devices * len(STAGES) * config.num_layers)
+    numbers, tile = iter(seeds.tolist()), (plan.tile.rows, plan.tile.cols)
+    for index, share in enumerate(plan.devices):
+        for name in STAGES:
+            if not (share.stages[name].tiles and share.stages[name].tile_words):  # a device without heads
+                continue
+            table = _stage_chunks(plan, share, share.stages[name])
+            names = _CHUNK.names or ()
+            fields = [jax.device_put(np.ascontiguousarray(table[field]), tapes.device(index)) for field in names]
+            for layer in [None] if name == "head" else range(config.num_layers):
+                drawn = _draw_tiles(*fields, np.uint32(next(numbers)), tile=tile, dtype=target.name)
+                tapes.place(index, name, drawn, layer)
+    tapes.interleave()
     shape = (config.vocab_size, config.hidden_size)
     embed = jax.jit(functools.partial(_draw_embed, shape=shape, dtype=target.name), out_shardings=whole)(
-        np.uint32(3 * seed + 2)
+        np.uint32(next(numbers))
     )
     source = RandomSource(config, seed)
     vectors = {path: source.tensor(path) for path in source.paths() if _is_vector(path)}
-    constants = np.stack([pack_constants(plan, device, vectors) for device in range(plan.num_devices)])
-    return Tapes(layers, head, jax.device_put(constants, cut), embed, dtype=target)
+    return finish(plan, tapes, devices, mesh, embed, vectors, target)
 
 
 def _is_vector(path: str) -> bool:
@@ -77,18 +76,15 @@ def _is_vector(path: str) -> bool:
     return "norm" in name or name.startswith("b")
 
 
-def _draw_tapes(
-    deviation: Array, rows: Array, cols: Array, seed: Array, *, layers: int, tile: tuple[int, int], dtype: str
-) -> Array:
-    """[D, B, chunks] tables to tapes [D, B, layers, words]."""
-    devices, blocks, chunks = deviation.shape
-    shape = (layers, devices, blocks, chunks, *tile)
-    row = jax.lax.broadcasted_iota(jnp.uint32, shape, 4)
-    col = jax.lax.broadcasted_iota(jnp.uint32, shape, 5)
-    table = [field[None, ..., None, None] for field in (deviation, rows, cols)]
+@functools.partial(jax.jit, static_argnames=("tile", "dtype"))
+def _draw_tiles(deviation: Array, rows: Array, cols: Array, seed: Array, *, tile: tuple[int, int], dtype: str) -> Array:
+    """[tiles, chunks] tables to [tiles, chunks, rows, cols]."""
+    shape = (*deviation.shape, *tile)
+    row = jax.lax.broadcasted_iota(jnp.uint32, shape, 2)
+    col = jax.lax.broadcasted_iota(jnp.uint32, shape, 3)
+    table = [field[..., None, None] for field in (deviation, rows, cols)]
     real = ((table[1] >> row & 1) == 1) & (col < table[2])
-    values = jnp.where(real, noise(shape, seed) * table[0], 0.0)
-    return _stored(values, dtype).transpose(1, 2, 0, 3, 4, 5).reshape(devices, blocks, layers, -1)
+    return _stored(jnp.where(real, noise(shape, seed) * table[0], 0.0), dtype)
 
 
 def _draw_embed(seed: Array, *, shape: tuple[int, int], dtype: str) -> Array:
@@ -99,20 +95,6 @@ def _stored(values: Array, dtype: str) -> Array:
     weights = values.astype(dtype)
     kind = storage(dtype)
     return weights if kind == weights.dtype else jax.lax.bitcast_convert_type(weights, kind)
-
-
-def _chunks(plan: Plan, names: tuple[StageName, ...], words: int) -> np.ndarray:
-    """The table of some stages' tapes, [D, B, words / chunk]; chunks behind the end of a tape are all zero."""
-    per_chunk = plan.tile.rows * plan.tile.cols
-    table = np.zeros((plan.num_devices, plan.num_blocks, math.ceil(words / per_chunk)), _CHUNK)
-    for device, share in enumerate(plan.devices):
-        for name in names:
-            stage = share.stages[name]
-            tiles = _stage_chunks(plan, share, stage)
-            for block, (run, offset) in enumerate(zip(stage.shares, stage.offsets, strict=True)):
-                entries = tiles[run.first : run.stop].reshape(-1)
-                table[device, block, offset // per_chunk :][: len(entries)] = entries
-    return table
 
 
 def _stage_chunks(plan: Plan, share: DevicePlan, stage: Stage) -> np.ndarray:

@@ -69,6 +69,7 @@ HEADER = np.dtype(
         ("roles", SPAN, MAX_DIES),
         ("copy_words", "<i8"),
         ("region_periods", "<i8"),
+        ("compressed", "<i8"),
         ("layers_swizzle", "<i8"),
         ("head_swizzle", "<i8"),
     ]
@@ -224,6 +225,7 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "roles": [_span(span) for span in plan.placement.roles] + [(0, 0)] * (MAX_DIES - len(plan.placement.roles)),
         "copy_words": copy_words(plan),
         "region_periods": plan.placement.region_periods,
+        "compressed": plan.tile.compressed,
         "layers_swizzle": constants_layout(plan)["layers_swizzle"],
         "head_swizzle": constants_layout(plan)["head_swizzle"],
     }

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jax_mono.config import ModelConfig
 from jax_mono.spans import Span, clip, even_counts, fill, spans
-
-if TYPE_CHECKING:
-    from jax_mono.plan import TileFormat
+from jax_mono.tile import TileFormat
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,14 @@ def device_shares(config: ModelConfig, devices: int, tile: TileFormat) -> list[D
 def _neuron_counts(config: ModelConfig, kv_heads: Sequence[int], tile: TileFormat) -> list[int]:
     """Cuts the neurons so that attention and feed-forward together weigh the same on every device.
 
-    Whole chunks of ``tile.cols`` neurons travel together, because they are columns of the down projection.
+    Runs of ``tile.cut_cols`` neurons travel together, because they are columns of the down projection.
     """
     per_head = config.head_dim * config.hidden_size * (2 + 2 * config.queries_per_kv)
-    per_unit = 3 * config.hidden_size * tile.cols
-    units = config.intermediate_size // tile.cols
+    per_unit = 3 * config.hidden_size * tile.cut_cols
+    units = config.intermediate_size // tile.cut_cols
     if units < len(kv_heads):
         return even_counts(config.intermediate_size, len(kv_heads))
     counts = fill([heads * per_head for heads in kv_heads], units, per_unit, at_least=1)
-    neurons = [count * tile.cols for count in counts]
+    neurons = [count * tile.cut_cols for count in counts]
     neurons[-1] += config.intermediate_size - sum(neurons)
     return neurons

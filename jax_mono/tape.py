@@ -1,8 +1,8 @@
 """The tape: every block's share of the weights, stored in the order in which it will be read.
 
 ``Tapes`` are ordinary arrays with a leading device axis, so that they shard and save like any others. Packing copies
-one stage of one layer at a time on the host; unpacking is traceable, so that the Flax layers can run from the tapes.
-Nothing ever needs two copies of the model.
+one stage of one layer at a time on the host, and :mod:`jax_mono.unpacking` recovers matrices. Nothing ever needs two
+copies of the model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from jax_mono import granules
+from jax_mono.compression import compress
 from jax_mono.config import ConfigError
-from jax_mono.granules import Swizzle
-from jax_mono.like_blocks import like_blocks
-from jax_mono.plan import DevicePlan, Plan, Stage, StageName, TileFormat
+from jax_mono.plan import DevicePlan, Plan, Stage, StageName
 from jax_mono.record import constants_layout
 from jax_mono.spans import Span
+from jax_mono.tile import TileFormat
 
 Array = jax.Array
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
@@ -116,12 +116,12 @@ def own_weights(plan: Plan, device: int, name: StageName, weights: Sequence[np.n
     if name == "head":
         return [_lanes_of(weights[0][share.vocab.first : share.vocab.stop], share.stages["head"].lanes)]
     if name == "o":
-        return [_own_cols(plan, share, weights[0], _query_span(plan, share))]
+        return [_own_cols(plan, share, weights[0], query_span(plan, share))]
     if name == "down":
         return [_own_cols(plan, share, weights[0], share.neurons)]
     if name == "up":
         return [_own_rows(share, weight, share.neurons) for weight in weights]
-    spans = (_query_span(plan, share), *(_key_span(plan, share),) * 2)
+    spans = (query_span(plan, share), *(key_span(plan, share),) * 2)
     return [_own_rows(share, weight, span) for weight, span in zip(weights, spans, strict=True)]
 
 
@@ -141,6 +141,23 @@ def stage_tiles(tile: TileFormat, name: StageName, own: Sequence[AnyArray]) -> A
     if name == "up":
         return _column_tiles(_pair(own[0], own[1], tile.rows // 2), tile)
     return _column_tiles(own[0] if name == "head" else own[0].__array_namespace__().concatenate(own, axis=1), tile)
+
+
+def stored_words(tile: TileFormat, cols: int, tiles: Array) -> tuple[Array, Array]:
+    """Tiles as they lie on a tape; traceable.
+
+    Args:
+        tile: Their format.
+        cols: Columns of a part, without padding.
+        tiles: [tiles, ...] from :func:`stage_tiles`.
+
+    Returns:
+        [tiles, words], and how much of it could not be compressed, see :func:`jax_mono.compression.compress`.
+    """
+    if not tile.compressed:
+        return tiles.reshape(len(tiles), -1), jnp.zeros((), jnp.int32)
+    words, spoiled = compress(tile, tiles.reshape(-1, *tiles.shape[-3:]), cols)
+    return words.reshape(len(tiles), -1), spoiled
 
 
 def store_tiles(plan: Plan, stage: Stage, tiles: np.ndarray, tapes: np.ndarray, layer: int | None) -> None:
@@ -179,7 +196,7 @@ def pack_constants(plan: Plan, device: int, vectors: Mapping[str, np.ndarray]) -
     found.append(vectors["norm"])
     if config.qkv_bias:
         widest = (constants_layout(plan)["q_norm"] - constants_layout(plan)["qkv_bias"]) // config.num_layers
-        spans = {"bq": _query_span(plan, share), "bk": _key_span(plan, share), "bv": _key_span(plan, share)}
+        spans = {"bq": query_span(plan, share), "bk": key_span(plan, share), "bv": key_span(plan, share)}
         for layer in layers:
             own = [
                 vectors[f"layers.{layer}.attention.{name}"]
@@ -216,14 +233,14 @@ def _chunks(matrix: AnyArray, tile: TileFormat) -> AnyArray:
     return padded.reshape(shape).swapaxes(2, 3)
 
 
-def _query_span(plan: Plan, share: DevicePlan) -> Span:
-    """The device's range of query channels over all lanes: rows of wq, columns of wo."""
-    keys = _key_span(plan, share)
+def query_span(plan: Plan, share: DevicePlan) -> Span:
+    """A device's range of query channels over all lanes: rows of wq, columns of wo."""
+    keys = key_span(plan, share)
     return Span(keys.first * plan.config.queries_per_kv, keys.count * plan.config.queries_per_kv)
 
 
-def _key_span(plan: Plan, share: DevicePlan) -> Span:
-    """The device's range of key (and value) channels over all lanes."""
+def key_span(plan: Plan, share: DevicePlan) -> Span:
+    """A device's range of key (and value) channels over all lanes."""
     return Span(share.kv_heads.first * plan.config.head_dim, share.kv_heads.count * plan.config.head_dim)
 
 
@@ -259,149 +276,3 @@ def _pad(matrix: AnyArray, rows: int, cols: int) -> AnyArray:
     return (
         matrix.__array_namespace__().pad(matrix, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else matrix
     )
-
-
-# Unpacking ----------------------------------------------------------------------------------------------------------
-
-
-def unpack_layer(
-    plan: Plan, share: DevicePlan, tape: Array, layer: ArrayLike | None = None, swizzle: Swizzle | None = None
-) -> dict[str, dict[str, Array]]:
-    """Recovers all matrices that one device holds of one layer.
-
-    Args:
-        plan: The plan.
-        share: The device's share.
-        tape: The layer tapes of the device's blocks, [R, num_layers, layer_words], or without ``layer``
-            [R, layer_words], unless they are interleaved.
-        layer: Which layer, may be traced.
-        swizzle: The device's, see :func:`jax_mono.granules.layers_swizzle`.
-
-    Returns:
-        ``attention`` with wq, wk, wv, wo and ``feed_forward`` with w1, w3, w2; see :func:`unpack_matrix`.
-    """
-    names = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w3", "w2")}
-    return {
-        module: {name: unpack_matrix(plan, share, name, tape, layer, swizzle) for name in members}
-        for module, members in names.items()
-    }
-
-
-def unpack_matrix(
-    plan: Plan,
-    share: DevicePlan,
-    name: str,
-    tape: Array,
-    layer: ArrayLike | None = None,
-    swizzle: Swizzle | None = None,
-) -> Array:
-    """Recovers the part of a matrix that one device holds, bit for bit, as it is stored.
-
-    Args:
-        plan: The plan.
-        share: The device's share.
-        name: wq, wk, wv, wo, w1, w3 or w2.
-        tape: As for :func:`unpack_layer`.
-        layer: As for :func:`unpack_layer`.
-        swizzle: As for :func:`unpack_layer`.
-
-    Returns:
-        [lanes, rows, cols], lanes of this device; wo and w2 are cut along their columns, the others along their rows.
-    """
-    stages, half = share.stages, plan.tile.rows // 2
-    if name in ("wo", "w2"):
-        return _row_matrix(plan, stages["o" if name == "wo" else "down"], tape, layer, swizzle)
-    if name in ("w1", "w3"):
-        rows = slice(0, half) if name == "w1" else slice(half, 2 * half)
-        neurons = share.neurons.count // share.lanes.count
-        return _column_matrix(plan, stages["up"], tape, layer, swizzle, rows)[:, :neurons]
-    qkv = _column_matrix(plan, stages["qkv"], tape, layer, swizzle)
-    queries = _query_span(plan, share).count // share.lanes.count
-    keys = _key_span(plan, share).count // share.lanes.count
-    ranges = {"wq": (0, queries), "wk": (queries, queries + keys), "wv": (queries + keys, queries + 2 * keys)}
-    return qkv[:, slice(*ranges[name])]
-
-
-def unpack_head(plan: Plan, share: DevicePlan, tape: Array, swizzle: Swizzle | None = None) -> Array:
-    """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [R, head_words]."""
-    stage = share.stages["head"]
-    return _column_matrix(plan, stage, tape, None, swizzle)[:, : stage.rows].reshape(-1, stage.cols)
-
-
-def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str, Array]:
-    """Names the parts of one device's constants [floats].
-
-    Returns:
-        attention_norm, ffn_norm [layers, hidden], norm [hidden] and, where the model has them, bq, bk, bv
-        [layers, lanes, rows] and q_norm, k_norm [layers, head_dim]; all float32.
-    """
-    config, layout = plan.config, constants_layout(plan)
-    layers, hidden = config.num_layers, config.hidden_size
-
-    def part(name: str, length: int) -> Array:
-        return jax.lax.slice_in_dim(constants, layout[name], layout[name] + length)
-
-    vectors = {
-        "attention_norm": part("attention_norm", layers * hidden).reshape(layers, hidden),
-        "ffn_norm": part("ffn_norm", layers * hidden).reshape(layers, hidden),
-        "norm": part("final_norm", hidden),
-    }
-    if config.qkv_bias:
-        length = layout["q_norm"] - layout["qkv_bias"]
-        bias = part("qkv_bias", length).reshape(layers, -1)
-        lanes, rows = share.lanes.count, share.stages["qkv"].rows
-        bias = bias[:, : lanes * rows].reshape(layers, lanes, rows)
-        queries = rows * config.queries_per_kv // (config.queries_per_kv + 2)
-        keys = rows // (config.queries_per_kv + 2)
-        vectors["bq"], vectors["bk"], vectors["bv"] = jnp.split(bias, [queries, queries + keys], axis=2)
-    if config.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            vectors[name] = part(name, layers * config.head_dim).reshape(layers, config.head_dim)
-    return vectors
-
-
-def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> list[Array]:
-    """Tiles of a stage, [tiles, tile_words] each, in the order of the rows."""
-    offsets = stage.offsets
-    if plan.placement.interleaved:
-        tape, offsets = granules.in_one_piece(plan, stage, tape, layer, swizzle)
-        layer = None
-    if layer is None:
-        tape, layer = tape[:, None], 0
-    runs = []
-    for run in like_blocks(stage, offsets):
-        words = jax.lax.dynamic_slice(
-            tape, (run.block, layer, run.offset), (run.blocks, 1, run.tiles * stage.tile_words)
-        )
-        runs.append(words.reshape(-1, stage.tile_words))
-    return runs
-
-
-def _column_matrix(
-    plan: Plan,
-    stage: Stage,
-    tape: Array,
-    layer: ArrayLike | None,
-    swizzle: Swizzle | None,
-    rows: slice = slice(None),
-) -> Array:
-    """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
-    tile = plan.tile
-    if stage.tiles == 0:
-        return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
-    chunks = stage.tile_words // (tile.rows * tile.cols)
-    found = _runs(plan, stage, tape, layer, swizzle)
-    runs = [run.reshape(-1, chunks, tile.rows, tile.cols)[:, :, rows] for run in found]
-    matrix = jnp.concatenate(runs).swapaxes(1, 2)
-    return matrix.reshape(stage.lanes, -1, chunks * tile.cols)[:, :, : stage.cols]
-
-
-def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> Array:
-    """[lanes, rows, cols] of a row parallel stage."""
-    tile = plan.tile
-    if stage.cols == 0:
-        return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
-    tiles = jnp.concatenate(_runs(plan, stage, tape, layer, swizzle))
-    chunks = tiles.reshape(stage.tiles, stage.lanes, -1, tile.rows, tile.cols)
-    matrix = chunks.transpose(1, 0, 3, 2, 4).reshape(stage.lanes, stage.tiles * tile.rows, -1)
-    return matrix[:, : stage.rows, : stage.cols]

@@ -22,7 +22,8 @@ from jax_mono.models.transformer import KVCache, Transformer
 from jax_mono.packing import pack
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.record import plan_record
-from jax_mono.tape import STORAGE, Tapes, as_weights, storage, unpack_head, unpack_layer
+from jax_mono.tape import STORAGE, Tapes, as_weights, storage
+from jax_mono.unpacking import unpack_head, unpack_layer
 
 FLOAT16 = np.dtype(np.float16)
 

@@ -24,8 +24,8 @@ from jax_mono.packing import pack
 from jax_mono.placement import MOST_IDLE, place
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.random_tapes import random_tapes
-from jax_mono.tape import unpack_matrix
 from jax_mono.topology import H200, MI300X, MI355X, Figure, Topology
+from jax_mono.unpacking import unpack_matrix
 
 CASES = [
     ("llama", 512, (0, 1)),

@@ -24,7 +24,8 @@ from jax_mono.granules import head_swizzle, layers_swizzle
 from jax_mono.models.source import ArraySource, CheckpointError, Params, flatten, tensor_shapes, unflatten
 from jax_mono.packing import pack
 from jax_mono.plan import Plan, make_plan
-from jax_mono.tape import Tapes, as_weights, storage, unpack_head, unpack_layer, unpack_vectors
+from jax_mono.tape import Tapes, as_weights, storage
+from jax_mono.unpacking import unpack_head, unpack_layer, unpack_vectors
 
 SMOL = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 8, "hidden_size": 72, "intermediate_size": 100}
 """SmolLM2's shape: three KV heads, and widths that fill no whole chunk of 32 columns."""

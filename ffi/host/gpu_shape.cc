@@ -17,7 +17,6 @@
 namespace mono {
 namespace {
 
-constexpr i64 kChunkBytes = kChunkWords * 2;
 constexpr i64 kBarrierBytes = 16;  // of a slot
 constexpr i64 kRingAlignment = 128;
 
@@ -51,14 +50,20 @@ struct Architecture {
   i32 copies_in_flight;    // of the ring; more of them slow each other down
   i32 static_bytes;        // of shared memory that the kernel declares itself, at most, apart from the tapes' swizzle
   bool dies;               // whether blocks can tell on which die they run
+  bool compressed;         // whether tapes may be
   Sizes (*sizes)(const Plan& plan);
 };
 constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 256, 128, 16, 12, 8, 1024, false, sizes_of<256 / 32>},  // 6 KiB a copy
+    {"sm_90a", 256, 128, 16, 12, 8, 1024, false, true, sizes_of<256 / 32>},  // 6 KiB a copy
     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
-    {"gfx942", 512, 0, 0, 12, 0, 512, true, sizes_of<512 / 64>},
-    {"fibers", 64, 0, 0, 24, 0, 0, true, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
+    {"gfx942", 512, 0, 0, 12, 0, 512, true, false, sizes_of<512 / 64>},
+    {"fibers", 64, 0, 0, 24, 0, 0, true, true, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
 };
+
+// Chunks of a stage's pieces.
+i32 stage_piece(const Plan& plan, const Stage& stage, i32 slot_chunks) {
+  return piece_chunks(stage.width / plan.header->tile_cols, slot_chunks, plan.header->compressed);
+}
 
 // Pieces of one tile, of the stage that has most.
 i32 most_pieces(const Plan& plan, i32 slot_chunks) {
@@ -66,19 +71,19 @@ i32 most_pieces(const Plan& plan, i32 slot_chunks) {
   for (i32 device = 0; device < plan.header->num_devices; ++device) {
     for (i32 index = 0; index < kStages; ++index) {
       const Stage& stage = plan.devices[device].stages[index];
-      const i32 chunks = piece_chunks(stage.width / plan.header->tile_cols, slot_chunks);
-      if (chunks) most = std::max(most, i32(stage.tile_words / (i64(chunks) * kChunkWords)));
+      const i32 chunks = stage_piece(plan, stage, slot_chunks);
+      if (chunks) most = std::max(most, i32(stage.tile_words / piece_words(chunks, plan.header->compressed)));
     }
   }
   return most;
 }
 
-// Weights of the longest piece.
+// Words of the longest piece.
 i64 longest_piece(const Plan& plan, i32 slot_chunks) {
   i64 longest = 0;
   for (i32 device = 0; device < plan.header->num_devices; ++device)
     for (const Stage& stage : plan.devices[device].stages)
-      longest = std::max(longest, piece_chunks(stage.width / plan.header->tile_cols, slot_chunks) * i64(kChunkWords));
+      longest = std::max(longest, i64(piece_words(stage_piece(plan, stage, slot_chunks), plan.header->compressed)));
   return longest;
 }
 
@@ -122,6 +127,7 @@ std::string shape_struct(const Header& h) {
   field("granule_words", h.granule_words);
   field("period", h.period);
   field("region_periods", h.region_periods);
+  field("compressed", h.compressed);
   field("layers_swizzle", h.layers_swizzle);
   field("head_swizzle", h.head_swizzle);
   out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words
@@ -148,13 +154,20 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
            " has one; make it with the topology of this device, or without one");
   if (h.head_dim % 4) refuse("GPU kernels need a head_dim that is a multiple of 4, not " + std::to_string(h.head_dim));
 
+  if (h.compressed && !arch->compressed)
+    refuse("the program for " + architecture + " reads no compressed tapes; make the plan without");
+  if (h.compressed && type != WeightType::kBfloat16) refuse("compressed tapes hold bfloat16 weights only");
+  auto slot_bytes_of = [&](i32 chunks) { return i64(piece_words(chunks, h.compressed)) * 2; };
+
   const Sizes sizes = arch->sizes(plan);
   const i64 own_bytes = arch->static_bytes + touched_by_block(h), room = shared_limit - own_bytes - sizes.near_bytes;
-  i32 slot_chunks = arch->most_chunks;
+  // A compressed piece is as long as the tape says.
+  i32 slot_chunks = h.compressed ? kLongestPiece : arch->most_chunks;
+  const i32 fewest_chunks = h.compressed ? kLongestPiece : 1;
   i64 slots = 0, ring = 0;
   if (arch->fewest_slots) {
-    auto slot_bytes = [&] { return slot_chunks * kChunkBytes + kBarrierBytes; };
-    while (slot_chunks > 1 && (room - kRingAlignment) / slot_bytes() < arch->fewest_slots) --slot_chunks;
+    auto slot_bytes = [&] { return slot_bytes_of(slot_chunks) + kBarrierBytes; };
+    while (slot_chunks > fewest_chunks && (room - kRingAlignment) / slot_bytes() < arch->fewest_slots) --slot_chunks;
     slots = (room - kRingAlignment) / slot_bytes() / 2 * 2;  // two threads fill it in turn
     ring = (slots * slot_bytes() + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
     if (slots < arch->fewest_slots)
@@ -164,7 +177,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
     if (room < 0)
       refuse("the model needs " + std::to_string(sizes.near_bytes + own_bytes) + " bytes of shared memory per block, of " +
              std::to_string(shared_limit) + "; spread it over more devices");
-    while (slot_chunks < 2 * arch->most_chunks && most_pieces(plan, slot_chunks) > kMaxPieces) ++slot_chunks;
+    while (!h.compressed && slot_chunks < 2 * arch->most_chunks && most_pieces(plan, slot_chunks) > kMaxPieces) ++slot_chunks;
   }
   if (most_pieces(plan, slot_chunks) > kMaxPieces) refuse("a row of weights is too long for this kernel; spread the model over more devices");
   if (h.region_periods && ((h.period & (h.period - 1)) || h.region_periods * h.granule_words < longest_piece(plan, slot_chunks)))
@@ -177,7 +190,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
       << "constexpr i32 kStageThreads = " << arch->stage_threads << ";\n"
       << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
-      << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_chunks * kChunkBytes
+      << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_bytes_of(slot_chunks)
       << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"
       << "constexpr i64 kFarBytes = " << sizes.far_bytes << ";\n"
       << "constexpr bool kTraceCalls = " << (trace_wish().path.empty() ? "false" : "true") << ";\n"

@@ -244,7 +244,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     }
     T* out = s.scratch.activations + i64(lane) * width + i64(query - lane * per_lane) * size;
     for (i32 j = 0; j < kFloatsPerWord && w * kFloatsPerWord + j < size; ++j)
-      arch::from_float(joined[j], out[w * kFloatsPerWord + j]);
+      arch::from_float(joined[j] * activation_scale(h), out[w * kFloatsPerWord + j]);
   });
   MONO_ROLLED
   for (i32 lane = 0; lane < s.lanes(); ++lane)

@@ -11,6 +11,7 @@
 //   prepare(work, device, share)                          sets up the family's own memory
 #pragma once
 
+#include "kernel/compressed.h"
 #include "kernel/handoff.h"
 #include "kernel/maths.h"
 #include "kernel/scratch.h"

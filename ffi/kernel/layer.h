@@ -90,7 +90,7 @@ MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
   arch::Word* to = s.own_words(s.device.channels.activation, layer) + i64(s.block_index) * s.header.activation_run;
   const u32 tag = s.link.out_tag(kActivations, layer);
   auto gate_of = [&](i32 i) { return s.scratch.rows + i / half * arch::kTileRows + i % half; };
-  arch::for_each(neurons, [&](i32 i) { gate_of(i)[0] = silu(gate_of(i)[0]) * gate_of(i)[half]; });
+  arch::for_each(neurons, [&](i32 i) { gate_of(i)[0] = silu(gate_of(i)[0]) * gate_of(i)[half] * activation_scale(s.header); });
   arch::sync();
   arch::for_each(s.header.activation_run, [&](i32 w) {
     T payload[kWeightsPerWord<T>];

@@ -23,7 +23,7 @@ struct Span {
 };
 
 struct Header {
-  i64 layer_words, head_words;  // length of one block's layer tape and head tape, in weights
+  i64 layer_words, head_words;  // length of one block's layer tape and head tape, in words: weights, unless compressed
   i32 magic, size;              // size: bytes of the whole record, header included
   i32 num_devices, num_blocks, num_layers, num_lanes;
   i32 hidden_size, vocab_size, head_dim, queries_per_kv;
@@ -41,6 +41,7 @@ struct Header {
   Span roles[kMaxDies];                        // per die, the blocks that belong on it
   i64 copy_words;                              // from one die's copies of channels to the next die's; see handoff.h
   i64 region_periods;                          // see touched_regions(); 0: no granules are ever exchanged
+  i64 compressed;                              // whether tapes are, see compressed.h
   i64 layers_swizzle, head_swizzle;            // of these tapes' arrays, see set_swizzle(): where in a device's constants, in floats
 };
 
@@ -97,14 +98,14 @@ struct Device {
 };
 
 struct Block {
-  i64 layers, head;      // where its tapes start in the arrays of tapes, in weights
+  i64 layers, head;      // where its tapes start in the arrays of tapes, in words
   i64 offsets[kStages];  // start of the stage's tiles in the block's layer (or head) tape
   Span shares[kStages];  // tiles of each stage
   Span hidden;           // tiles of hidden rows
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 6 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
+static_assert(sizeof(Header) == 7 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == 2 * 8 + kStages * 16 + 16, "no padding");

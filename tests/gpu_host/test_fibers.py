@@ -14,13 +14,15 @@ import pytest
 from gpu_host.stand_in import Device
 from jax.typing import DTypeLike
 from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
+from kernel.test_compressed import with_exceptions
 from reference import sampling_numpy
 from reference.sampling_numpy import Options
-from tiny import tiny
+from tiny import WIDE, tiny
 
 from jax_mono.call import LostHandoff
 from jax_mono.plan import GPU
 from jax_mono.sampling import Sampling
+from jax_mono.tile import TileFormat
 
 TEXT = some_tokens(9)
 TOLERANCE = 0.08
@@ -46,6 +48,19 @@ def test_logits_equal_flax(
     scores = decoder.score(TEXT, logits=True)
     assert fibers.count("hipModuleLaunchCooperativeKernel") > 0
     np.testing.assert_allclose(scores.logits, flax_logits(config, params, TEXT), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "devices"), [("laneformer", 4), ("llama", 1)])
+def test_compressed_tapes(fibers: Device, family: str, devices: int) -> None:
+    config = tiny(family, **WIDE)
+    params = with_exceptions(config)
+    options = {"devices": devices, "blocks": 2, "dtype": jnp.bfloat16, "params": params, "target": GPU}
+    found, plain = (
+        make_decoder(config, **options, tile=TileFormat(compressed=packed)).score(TEXT, logits=True).logits
+        for packed in (True, False)
+    )
+    np.testing.assert_allclose(found, plain, atol=TOLERANCE)
+    assert np.abs(found - plain).max() > 0  # sums in another order: these were other programs
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jax_mono.packing import home, pack
 from jax_mono.plan import Target, make_plan
 from jax_mono.prefill import AXIS
 from jax_mono.tape import Tapes
+from jax_mono.tile import TileFormat
 from jax_mono.topology import Topology
 
 Form = Literal["threads", "mesh"]
@@ -54,10 +55,11 @@ def make_decoder(
     target: Target | None = None,
     topology: Topology | None = None,
     pattern: Sequence[int] | None = None,
+    tile: TileFormat | None = None,
 ) -> Decoder:
     """A decoder on JAX's default device, with random parameters unless some are given."""
     target = target or target_of(home())
-    places = {"topology": topology, "pattern": pattern}
+    places = {"topology": topology, "pattern": pattern, "tile": tile}
     plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target, **places)
     mesh = make_mesh(devices) if form == "mesh" else None
     source = ArraySource(config, params_of(config, dtype) if params is None else params)

@@ -136,17 +136,11 @@ MONO_DEVICE float sqrt(float x) {
   return out;
 }
 
-// d += a b for a 16 x 16 fragment of weights and a 16 x 8 fragment of activations.
-MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const u32 (&b)[2], bf16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
-}
-MONO_DEVICE void multiply(float (&d)[4], const uint4& a, const u32 (&b)[2], f16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
-}
+}  // namespace mono::MONO_VARIANT::arch
+
+#include "kernel/arch/sm_90a_product.h"
+
+namespace mono::MONO_VARIANT::arch {
 
 // Registers move from the pump's warps to those of the stages, four warps at a time. A block cannot have more than it started
 // with: 384 threads of 168. The pump must not spill: its threads go round once per piece.
@@ -207,32 +201,13 @@ class Pump {
   MONO_DEVICE void advance(i32 pieces) { next_ += pieces; }
 
   // Products of the i-th piece from now (8 rows of `chunks` chunks) with activations; lanes 4 r to 4 r + 3 get row r.
-  //
-  // A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t reads the eight weights of row r from column 8 t on, and the
-  // tensor core takes those four pairs, as they lie in registers, as rows r, r + 8, r, r + 8 of a 16 x 16 fragment. So even
-  // columns of the other operand are the activations of the first and third pairs, odd ones those of the second and fourth:
-  // the product is the sum of two results.
   template <class T>
   MONO_DEVICE float dot(i32 i, const T* x, i32 chunks) {
-    Ring& r = ring();
     const u32 slot = await(i);
-    const uint4* w = reinterpret_cast<const uint4*>(r.slots[slot]) + lane();
-    const u32* v = reinterpret_cast<const u32*>(x) + (lane() % 4) * 4 + (lane() / 4 & 1);
-    constexpr int kSums = 4;  // independent, to hide latency
-    float sums[kSums][4] = {};
-    if (chunks == kSlotChunks) {
-#pragma unroll
-      for (int c = 0; c < kSlotChunks; ++c) multiply(sums[c % kSums], w[c * 32], {v[c * 16], v[c * 16 + 2]}, T{});
-    } else {
-      MONO_ROLLED
-      for (i32 c = 0; c < chunks; c += kSums) {
-#pragma unroll
-        for (int k = 0; k < kSums; ++k)
-          if (c + k < chunks) multiply(sums[k], w[(c + k) * 32], {v[(c + k) * 16], v[(c + k) * 16 + 2]}, T{});
-      }
-    }
+    const unsigned char* piece = ring().slots[slot];
+    const float y = Shape::compressed ? compressed_product(piece, x, chunks) : plain_product(piece, x, chunks);
     release(slot);
-    return ((sums[0][0] + sums[0][3]) + (sums[1][0] + sums[1][3])) + ((sums[2][0] + sums[2][3]) + (sums[3][0] + sums[3][3]));
+    return y;
   }
 
   // Takes the i-th piece from now and does nothing with it.

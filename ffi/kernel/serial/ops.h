@@ -3,6 +3,7 @@
 
 #include "kernel/attention.h"
 #include "kernel/serial/offer.h"
+#include "kernel/serial/compressed.h"
 #include "kernel/serial/softmax.h"
 
 namespace mono::MONO_VARIANT {
@@ -34,14 +35,19 @@ struct Product {
   float* out;
   i64 part_words;  // of a tile's part
   i32 parts, part_stride, width, chunks;
+  i32 piece_chunks;                // of compressed tapes, else 0
   i32 first_tile, tiles_per_lane;  // of a column parallel stage, whose tiles read the activations of their lane
 
   MONO_DEVICE void multiply(i32 tile) const {
     const T* part_of = tape + i64(tile) * parts * part_words;
     for (i32 part = 0; part < parts; ++part, part_of += part_words) {
       const i32 lane = part_stride ? part : (first_tile + tile) / tiles_per_lane - first_tile / tiles_per_lane;
-      arch::dot_tile(part_of, activations + i64(lane) * width, chunks,
-                     out + i64(part) * part_stride + tile * arch::kTileRows);
+      float* sums = out + i64(part) * part_stride + tile * arch::kTileRows;
+      if (piece_chunks) {
+        dot_compressed(part_of, activations + i64(lane) * width, chunks, piece_chunks, sums);
+      } else {
+        arch::dot_tile(part_of, activations + i64(lane) * width, chunks, sums);
+      }
     }
   }
 };
@@ -53,9 +59,11 @@ void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part
   const Stage& stage = s.device.stages[index];
   const Span& run = s.share.shares[index];
   const i32 parts = part_stride ? stage.lanes : 1;
-  const Product<T> product{s.tape(index, layer), s.scratch.activations, out,       stage.tile_words / parts,
-                           parts,                part_stride,           i32(stage.width), i32(stage.width / arch::kTileCols),
-                           run.first,            stage.tiles_per_lane};
+  const i32 chunks = stage.width / arch::kTileCols;
+  const i32 piece = s.header.compressed ? piece_chunks(chunks, kLongestPiece, true) : 0;
+  const Product<T> product{s.tape(index, layer), s.scratch.activations, out,    stage.tile_words / parts,
+                           parts,                part_stride,           i32(stage.width), chunks,
+                           piece,                run.first,             stage.tiles_per_lane};
   aim_pump(s, index, layer);
   if (s.call.offers && run.count <= OpenTiles::kMost) {
     const i32 own = s.device_index * s.header.num_blocks + s.block_index;
@@ -69,18 +77,19 @@ void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part
 template <class T>
 void store_normed(BlockState<T>& s, i32 lanes, const float* scale) {
   const i32 hidden = s.header.hidden_size, width = s.header.hidden_width;
+  const float stored = activation_scale(s.header);
   constexpr i32 kPart = 512;
   for (i32 lane = 0; lane < lanes; ++lane) {
     const float* x = s.scratch.work.x + i64(lane) * width;
     T* out = s.scratch.activations + i64(lane) * width;
     if (scale) {
-      const float inverse = 1.0f / arch::sqrt(arch::sum_of_squares(x, hidden) / float(hidden) + s.header.norm_eps);
+      const float inverse = stored / arch::sqrt(arch::sum_of_squares(x, hidden) / float(hidden) + s.header.norm_eps);
       for (i32 i = 0; i < hidden; i += kPart) {
         arch::scale_vector(x + i, inverse, scale + i, out + i, hidden - i < kPart ? hidden - i : kPart);
         s.link.pump.steps(kPart / 16);
       }
     } else {
-      for (i32 i = 0; i < hidden; ++i) arch::from_float(x[i], out[i]);
+      for (i32 i = 0; i < hidden; ++i) arch::from_float(x[i] * stored, out[i]);
     }
     pad_activations(out, hidden, width);
   }

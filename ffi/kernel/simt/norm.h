@@ -22,6 +22,7 @@ template <class T>
 MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* activations) {
   constexpr i32 hidden = Shape::hidden_size, width = Shape::hidden_width;
   LaneSums inverse{};
+  const float scale = activation_scale(Shape{});
   if (normalise) {
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
@@ -36,7 +37,7 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
       return a;
     });
     MONO_UNROLLED
-    for (i32 l = 0; l < kTouchedLanes; ++l) inverse.lane[l] = 1.0f / arch::sqrt(inverse.lane[l] / float(hidden) + Shape::norm_eps);
+    for (i32 l = 0; l < kTouchedLanes; ++l) inverse.lane[l] = scale / arch::sqrt(inverse.lane[l] / float(hidden) + Shape::norm_eps);
   }
   MONO_UNROLLED
   for (i32 k = 0; k < kHeldWords; ++k) {
@@ -49,7 +50,7 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
     MONO_UNROLLED
     for (i32 j = 0; j < kFloatsPerWord; ++j) {
       const i32 row = word.first + j;
-      if (j < word.count) arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j], activations[lane * width + row]);
+      if (j < word.count) arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j] * scale, activations[lane * width + row]);
     }
   }
   MONO_ROLLED

@@ -13,7 +13,7 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
     const Stage& stage = device.stages[i];
     TileWork& tiles = work.tiles[i];
     const i32 chunks = stage.width / arch::kTileCols;
-    tiles.chunks = piece_chunks(chunks, kSlotChunks);
+    tiles.chunks = piece_chunks(chunks, kSlotChunks, Shape::compressed);
     tiles.pieces = tiles.chunks ? chunks / tiles.chunks : 0;
     tiles.parts = row_parallel(i) ? stage.lanes : 1;
     tiles.round = tiles.pieces ? kMaxPieces / (tiles.parts * tiles.pieces) : 0;

@@ -222,6 +222,12 @@ MONO_DEVICE float rounded(float x) {
 }
 MONO_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
 
+}  // namespace mono::MONO_VARIANT::arch
+
+#include "kernel/compressed.h"
+
+namespace mono::MONO_VARIANT::arch {
+
 // ---- weights -----------------------------------------------------------------------------------------------------
 
 MONO_DEVICE Course& course() {
@@ -246,18 +252,47 @@ class Pump {
   // See Pump::dot in kernel/arch/sm_90a.h.
   template <class T>
   MONO_DEVICE float dot(i32, const T* x, i32 chunks) {
-    float sum = 0.0f;
-    for (i32 c = 0; c < chunks; ++c) {
-      for (i32 k = 0; k < kTileCols; ++k) {
-        const u32 byte = u32(((c * kTileRows + lane() / kLanesPerRow) * kTileCols + k) * sizeof(T));
-        sum += to_float(*reinterpret_cast<const T*>(walk_.granule() + walk_.offset(byte))) * to_float(x[c * kTileCols + k]);
-      }
-    }
+    const float sum = Shape::compressed ? compressed_product(x, chunks) : plain_product(x, chunks);
     walk_.skip(course(), kWarps);
     return sum;
   }
 
  private:
+  template <class U>
+  MONO_DEVICE U read(u32 byte) const {
+    return *reinterpret_cast<const U*>(walk_.granule() + walk_.offset(byte));
+  }
+  template <class T>
+  MONO_DEVICE float plain_product(const T* x, i32 chunks) const {
+    float sum = 0.0f;
+    for (i32 c = 0; c < chunks; ++c) {
+      for (i32 k = 0; k < kTileCols; ++k) {
+        const u32 byte = u32(((c * kTileRows + lane() / kLanesPerRow) * kTileCols + k) * sizeof(T));
+        sum += to_float(read<T>(byte)) * to_float(x[c * kTileCols + k]);
+      }
+    }
+    return sum;
+  }
+  template <class T>
+  MONO_DEVICE float compressed_product(const T* x, i32 chunks) const {
+    const i32 row = lane() / kLanesPerRow;
+    float sum = 0.0f;
+    for (i32 c = 0; c < chunks; ++c) {
+      for (i32 part = 0; part < 4; ++part) {
+        const u32 at = u32(kHeadBytes + c / kGroupChunks * kGroupBytes + (row * 4 + part) * 16 + c % kGroupChunks * 4);
+        const Codes codes(read<u32>(at), read<u32>(at + kPlaneBytes), read<u32>(at + 2 * kPlaneBytes));
+        for (i32 k = 0; k < 8; ++k)
+          sum += bits_float(codes.pairs[k / 2] >> (k % 2 * 16) << 16) * to_float(x[c * kTileCols + part * 8 + k]);
+      }
+    }
+    sum *= read<float>(kEntries * 4);
+    for (i32 i = 0; i < kEntries; ++i) {
+      const Entry entry{read<u32>(u32(i * 4))};
+      if (entry.used() && entry.row() == row) sum += entry.product(to_float(x[entry.col()]));
+    }
+    return sum;
+  }
+
   u32 next_ = 0;
   Walk walk_;
 };

@@ -1,0 +1,40 @@
+// Compressed tapes: bfloat16 weights in 12 bits each, to the last bit. jax_mono/compression.py says how a piece lies on the tape.
+#pragma once
+
+#include "kernel/simt/tuning.h"
+
+namespace mono::MONO_VARIANT {
+
+// Codes are weights whose exponents are 0 to 15, far below what can be multiplied without loss. So activations are stored
+// times this, and the piece's scale takes it out of the sum.
+constexpr float kActivationScale = 0x1p64f;
+MONO_DEVICE float activation_scale(Shape h) { return h.compressed ? kActivationScale : 1.0f; }
+
+constexpr i32 kHeadBytes = kHeadWords * 2, kPlaneBytes = 512, kGroupBytes = 3 * kPlaneBytes;
+constexpr i32 kEntries = kHeadBytes / 4 - 1;  // exceptions of a piece; the scale comes after them
+
+// An exception: a weight that has no code.
+struct Entry {
+  u32 word;
+
+  MONO_DEVICE bool used() const { return word != 0; }
+  MONO_DEVICE float weight() const { return arch::bits_float(word & 0xffff0000u); }
+  MONO_DEVICE i32 row() const { return i32(word >> 9 & 7); }
+  MONO_DEVICE i32 col() const { return i32(word & 0x1ff); }  // in the piece
+  // What it adds to its row's product, of which the activation is stored times kActivationScale.
+  MONO_DEVICE float product(float activation) const { return weight() * (activation * (1.0f / kActivationScale)); }
+};
+
+// The codes of eight weights of a row, in pairs, from a lane's words of the three planes.
+struct Codes {
+  u32 pairs[4];
+
+  MONO_DEVICE Codes(u32 first, u32 second, u32 third)
+      : pairs{first & kUsed, second & kUsed, third & kUsed,
+              (first >> 8 & 0x00780078u) | (second >> 4 & 0x07800780u) | ((third >> 12 | third << 20) & 0x80078007u)} {}
+
+ private:
+  static constexpr u32 kUsed = 0x87ff87ffu;
+};
+
+}  // namespace mono::MONO_VARIANT

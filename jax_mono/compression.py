@@ -1,0 +1,168 @@
+"""bfloat16 weights in 12 bits each, to the last bit.
+
+Weights of a trained matrix have all signs and mantissas, but few exponents: of 8 bits of exponent fewer than 4 say
+anything (Zhang et al., "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
+Dynamic-Length Float", 2025). So a weight is kept as sign, 7 bits of mantissa and 4 bits that say which of 15
+neighbouring exponents it has, or that it is zero. What lies outside of these is listed as an exception. Decoding then
+reads a quarter fewer bytes, and gets the same weights.
+
+A part of a tile is a sequence of *pieces* of up to 16 chunks. A piece is
+
+* a head of 16 words of 32 bits: 15 exceptions, then the scale as a float32;
+* groups of 4 chunks, 384 words each.
+
+An exception has the weight in its upper 16 bits, its row in the 3 bits from bit 9 on, its column within the piece in
+the lower 9; unused ones are zero. Its own place holds a zero. Exceptions come in order of chunk, row and column.
+
+A *code* is a weight as bfloat16 whose exponent is 1 to 15 instead of ``top - 14`` to ``top``, or zero: 12 of its 16
+bits are used, sign, the lower 4 bits of the exponent, mantissa. The resident program multiplies codes with activations
+times 2^64, so that no product is subnormal, and the sum with the scale, 2^(top - 79), which makes it what weights and
+activations give.
+
+Rows of a chunk are four *lanes* of 8 weights, which are four *pairs*; two codes make a pair, the even column's in the
+lower half. A group has three planes of 32 lanes of 4 chunks, one word each: the first three pairs, whose unused bits
+hold the fourth pair: bits 3 to 6 of each half 8 places higher in the first plane, bits 7 to 10 four higher in the
+second, and bits 0 to 2 and 15 rotated by 12 in the third.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_mono.tile import GROUP, HEAD_WORDS, TileFormat
+
+Array = jax.Array
+
+EXCEPTIONS = HEAD_WORDS // 2 - 1
+"""Of a piece, at most."""
+
+_USED, _LOW, _MIDDLE, _ENDS = np.array([0x87FF87FF, 0x00780078, 0x07800780, 0x80078007], np.uint32)
+_EXPONENTS = 15
+_LOWEST_TOP, _HIGHEST_TOP = 15, 200
+_TOPS = 8
+"""So many highest exponents are tried, from the largest weight's down: outliers are better listed."""
+
+
+def compress(tile: TileFormat, parts: Array, cols: int) -> tuple[Array, Array]:
+    """Compresses parts of tiles; traceable.
+
+    Args:
+        tile: Their format.
+        parts: uint16 [parts, chunks, rows, cols], bit patterns of bfloat16.
+        cols: Columns of a part, without padding.
+
+    Returns:
+        uint16 [parts, words], and how many pieces have more exceptions than a head has room for, or weights that are
+        not finite: those are not what they were.
+    """
+    length = tile.piece_chunks(cols)
+    weights = parts.reshape(-1, length, tile.rows, tile.cols)
+    exponent = (weights >> 7 & 0xFF).astype(jnp.int32)
+    top = _best_top(exponent)
+    spread = exponent - top[:, None, None, None] + _EXPONENTS
+    zero = (weights & 0x7FFF) == 0
+    plain = (spread >= 1) & (spread <= _EXPONENTS)
+    codes = jnp.where(plain, (weights & 0x807F) | (spread << 7).astype(jnp.uint16), jnp.where(zero, weights, 0))
+    entries, left = _entries(weights, ~(plain | zero))
+    scale = ((top + (127 - 79)).astype(jnp.uint32) << 23)[:, None]
+    words = jnp.concatenate([entries, scale, _planes(codes).reshape(len(weights), -1)], axis=1)
+    spoiled = left | (exponent == 0xFF).any(axis=(1, 2, 3)) | (top > _HIGHEST_TOP)
+    return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(parts), -1), spoiled.sum()
+
+
+def expand(tile: TileFormat, words: Array, cols: int) -> Array:
+    """Recovers parts of tiles, every bit; traceable.
+
+    Args:
+        tile: Their format.
+        words: uint16 [parts, words] from :func:`compress`.
+        cols: Columns of a part, without padding.
+
+    Returns:
+        uint16 [parts, chunks, rows, cols].
+    """
+    length = tile.piece_chunks(cols)
+    pieces = words.reshape(-1, HEAD_WORDS + length * tile.rows * tile.cols // 4 * 3)
+    as_words = jax.lax.bitcast_convert_type(pieces.reshape(len(pieces), -1, 2), jnp.uint32)
+    head, planes = as_words[:, : HEAD_WORDS // 2], as_words[:, HEAD_WORDS // 2 :]
+    codes = _codes(planes.reshape(len(pieces), length // GROUP, 3, tile.rows * 4, GROUP))
+    lowest = (head[:, -1] >> 23).astype(jnp.int32) - (127 - 79) - _EXPONENTS
+    shift = (lowest << 7).astype(jnp.uint16)[:, None, None, None]
+    weights = jnp.where((codes & 0x0780) == 0, codes, codes + shift)
+    entries = head[:, :EXCEPTIONS]
+    row, col = entries >> 9 & 7, entries & 0x1FF
+    at = (col // tile.cols * tile.rows + row) * tile.cols + col % tile.cols
+    at = jnp.where(entries == 0, weights[0].size, at)  # out of range: dropped
+    listed = jnp.arange(len(pieces))[:, None]
+    flat = weights.reshape(len(pieces), -1).at[listed, at].set((entries >> 16).astype(jnp.uint16), mode="drop")
+    return flat.reshape(len(words), -1, tile.rows, tile.cols)
+
+
+def _best_top(exponent: Array) -> Array:
+    """Per piece [pieces], the highest of the exponents that get a code, so that as few weights as possible do not."""
+    highest = jnp.maximum(exponent.max(axis=(1, 2, 3)), _LOWEST_TOP)
+    best, fewest = highest, jnp.full_like(highest, jnp.iinfo(jnp.int32).max)
+    for below in range(_TOPS):
+        top = jnp.maximum(highest - below, _LOWEST_TOP)
+        inside = top[:, None, None, None] - exponent
+        outside = ((exponent != 0) & ((inside < 0) | (inside >= _EXPONENTS))).sum(axis=(1, 2, 3), dtype=jnp.int32)
+        best, fewest = jnp.where(outside < fewest, top, best), jnp.minimum(outside, fewest)
+    return best
+
+
+def _entries(weights: Array, listed: Array) -> tuple[Array, Array]:
+    """Lists exceptions.
+
+    Args:
+        weights: [pieces, chunks, rows, cols].
+        listed: bool, likewise: which ones.
+
+    Returns:
+        uint32 [pieces, EXCEPTIONS], and bool [pieces], where there are more.
+    """
+    pieces, _, rows, cols = weights.shape
+    # A bit per column makes 32 times less to look through.
+    bits = (listed.astype(jnp.uint32) << jnp.arange(cols, dtype=jnp.uint32)).sum(axis=3, dtype=jnp.uint32)
+    bits, flat = bits.reshape(pieces, -1), weights.reshape(pieces, -1)
+
+    def take(left: Array, _: None) -> tuple[Array, Array]:
+        line = (left != 0).argmax(axis=1)[:, None]
+        word = jnp.take_along_axis(left, line, axis=1)
+        lowest = word & (0 - word)
+        col = jax.lax.population_count(lowest - 1)
+        weight = jnp.take_along_axis(flat, line * cols + (col & (cols - 1)).astype(line.dtype), axis=1)
+        chunk, row = (line // rows).astype(jnp.uint32), (line % rows).astype(jnp.uint32)
+        entry = weight.astype(jnp.uint32) << 16 | row << 9 | (chunk * cols + col)
+        left = jnp.where(jnp.arange(left.shape[1]) == line, left ^ lowest, left)
+        return left, jnp.where(word == 0, 0, entry)[:, 0]
+
+    left, entries = jax.lax.scan(take, bits, length=EXCEPTIONS)
+    return entries.T, (left != 0).any(axis=1)
+
+
+def _planes(codes: Array) -> Array:
+    """[pieces, chunks, rows, cols] codes to uint32 [pieces, groups, 3, lanes, GROUP]."""
+    pieces, chunks, rows, cols = codes.shape
+    pairs = jax.lax.bitcast_convert_type(
+        codes.reshape(pieces, chunks // GROUP, GROUP, rows * cols // 8, 4, 2), jnp.uint32
+    )
+    first, second, third, fourth = (pairs[..., k] for k in range(4))
+    turned = fourth & _ENDS
+    planes = (
+        first | (fourth & _LOW) << 8,
+        second | (fourth & _MIDDLE) << 4,
+        third | turned << 12 | turned >> 20,
+    )
+    return jnp.stack(planes, axis=2).swapaxes(3, 4)
+
+
+def _codes(planes: Array) -> Array:
+    """The inverse: uint32 [pieces, groups, 3, lanes, GROUP] to uint16 [pieces, chunks, rows, cols]."""
+    first, second, third = (planes[:, :, k].swapaxes(2, 3) for k in range(3))
+    turned = third >> 12 | third << 20
+    fourth = (first >> 8 & _LOW) | (second >> 4 & _MIDDLE) | (turned & _ENDS)
+    pairs = jnp.stack([first & _USED, second & _USED, third & _USED, fourth], axis=-1)
+    pieces, groups, _, lanes, _ = pairs.shape
+    return jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(pieces, groups * GROUP, lanes // 4, 32)

@@ -1,0 +1,78 @@
+"""Decoding from compressed tapes gives what decoding from plain ones gives.
+
+The weights are the same, bit for bit; sums are in another order. Bounds between the two are those of test_parity.py for
+bfloat16; to Flax they are twice as far, because outliers among the weights make errors larger with plain tapes as well.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
+from kernel.test_parity import BFLOAT16_BOUND, BFLOAT16_RMS
+from tiny import WIDE, tiny
+
+from jax_mono import native
+from jax_mono.config import ModelConfig
+from jax_mono.models.source import Params
+from jax_mono.tile import TileFormat
+
+TILE = TileFormat(compressed=True)
+TEXT = some_tokens(40)
+
+
+def with_exceptions(config: ModelConfig) -> Params:
+    """Parameters of which every matrix has weights that are far larger or smaller than the others, and zeros."""
+
+    def change(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2 or min(leaf.shape[-2:]) < 64:
+            return leaf
+        leaf = leaf.at[..., 5, 7].set(1.5).at[..., 9, 60].set(-1e-7).at[..., 33, 1].set(0).at[..., 34, 2].set(3e-9)
+        return leaf.at[..., 9, 61].set(2e-12)
+
+    return jax.tree_util.tree_map_with_path(change, params_of(config, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("variant", ["portable", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize(
+    ("family", "devices", "blocks", "form"),
+    [
+        ("laneformer", 1, 2, "threads"),
+        ("laneformer", 4, 1, "mesh"),
+        ("llama", 2, 2, "threads"),
+        ("qwen3", 1, 5, "threads"),
+    ],
+)
+def test_logits_equal_flax(
+    monkeypatch: pytest.MonkeyPatch, variant: str, family: str, devices: int, blocks: int, form: Form
+) -> None:
+    monkeypatch.setenv("JAX_MONO_CPU", variant)
+    try:
+        native.cpu_variant()
+    except native.NativeError as error:
+        pytest.skip(str(error))
+    config = tiny(family, **WIDE)
+    params = with_exceptions(config)
+    cut = {"devices": devices, "blocks": blocks, "form": form}
+    plain, found = (
+        make_decoder(config, **cut, dtype=jnp.bfloat16, params=params, tile=tile).score(TEXT, logits=True).logits
+        for tile in (None, TILE)
+    )
+    assert np.abs(found - plain).max() < BFLOAT16_BOUND and np.sqrt(np.mean((found - plain) ** 2)) < BFLOAT16_RMS
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    difference = np.abs(found - flax_logits(config, exact, TEXT))
+    assert difference.max() < 2 * BFLOAT16_BOUND and np.sqrt(np.mean(difference**2)) < 2 * BFLOAT16_RMS
+
+
+def test_prefill_reads_them_too() -> None:
+    config = tiny("laneformer", **WIDE)
+    params = with_exceptions(config)
+    options = {"blocks": 2, "dtype": jnp.bfloat16, "params": params}
+    outputs = [
+        make_decoder(config, **options, tile=tile).generate(TEXT, max_new_tokens=4, top_logprobs=2)
+        for tile in (None, TILE)
+    ]
+    assert outputs[0].tokens == outputs[1].tokens
+    np.testing.assert_allclose(outputs[0].logprobs, outputs[1].logprobs, atol=BFLOAT16_BOUND)

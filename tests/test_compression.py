@@ -1,0 +1,127 @@
+"""Compressed tapes hold every bit of the weights, and say so when they cannot."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from kernel.common import params_of
+from tiny import WIDE, tiny
+
+from jax_mono.compression import EXCEPTIONS, compress, expand
+from jax_mono.config import ConfigError
+from jax_mono.models.source import ArraySource
+from jax_mono.packing import IncompressibleError, pack
+from jax_mono.plan import GPU, make_plan
+from jax_mono.tile import TileFormat
+from jax_mono.unpacking import unpack_head, unpack_layer
+
+TILE = TileFormat(compressed=True)
+_compress = jax.jit(functools.partial(compress, TILE), static_argnums=1)
+_expand = jax.jit(functools.partial(expand, TILE), static_argnums=1)
+
+
+def bits(values: np.ndarray) -> np.ndarray:
+    """Bit patterns of values as bfloat16."""
+    return np.array(jnp.asarray(values, jnp.bfloat16)).view(np.uint16)
+
+
+def round_trip(weights: np.ndarray) -> tuple[np.ndarray, int]:
+    """What comes back of [parts, chunks, 8, 32], and how much was spoiled."""
+    cols = weights.shape[1] * 32
+    words, spoiled = _compress(weights, cols)
+    assert words.shape == (len(weights), TILE.part_words(cols))
+    return np.asarray(_expand(words, cols)), int(spoiled)
+
+
+@pytest.mark.parametrize(("cols", "piece"), [(128, 4), (384, 12), (512, 16), (896, 4), (1536, 16), (3072, 16)])
+def test_every_bit_comes_back(cols: int, piece: int) -> None:
+    assert TILE.piece_chunks(cols) == piece
+    weights = bits(np.random.default_rng(cols).normal(size=(40, cols // 32, 8, 32)) * 0.02)
+    found, spoiled = round_trip(weights)
+    assert spoiled == 0
+    np.testing.assert_array_equal(found, weights)
+
+
+def test_it_is_a_quarter_less() -> None:
+    assert TILE.part_words(3072) / TileFormat().part_words(3072) < 0.76
+
+
+def test_exceptions_zeros_and_outliers() -> None:
+    weights = np.random.default_rng(0).normal(size=(6, 16, 8, 32)) * 0.02
+    weights[0, 3, 5, :4] = [3.0, -3.0, 1e-9, -1e-39]  # the last one subnormal
+    weights[1] = 0
+    weights[2, 0, 0, 0] = -0.0
+    weights[3] = 1e-39
+    weights[3, 8:] = 0
+    weights[3, :8, 1:] = 0
+    weights[3, :8, 0, 1:] = 0
+    weights[4] *= 1e-30
+    weights[5] = 0.02
+    weights[5, -1, -1, -EXCEPTIONS:] = 1e-20
+    found, spoiled = round_trip(bits(weights))
+    assert spoiled == 0
+    np.testing.assert_array_equal(found, bits(weights))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30])
+def test_what_cannot_be_compressed_is_counted(value: float) -> None:
+    weights = bits(np.full((3, 16, 8, 32), 0.1))
+    weights[1] = bits(np.full((16, 8, 32), value))
+    assert round_trip(weights)[1] == 1
+
+
+def test_too_many_exceptions_are_counted() -> None:
+    weights = np.full((2, 16, 8, 32), 0.1)
+    weights[0, 0, 0, :EXCEPTIONS] = 1e-9
+    weights[1, 0, 0, : EXCEPTIONS + 1] = 1e-9
+    found, spoiled = round_trip(bits(weights))
+    assert spoiled == 1
+    np.testing.assert_array_equal(found[0], bits(weights[0]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(arrays(np.uint16, (1, 4, 8, 32), elements=st.integers(0, 0xFFFF), fill=st.just(0x3D00)))
+def test_whatever_the_weights_are_they_come_back_or_are_counted(weights: np.ndarray) -> None:
+    found, spoiled = round_trip(weights)
+    if spoiled == 0:
+        np.testing.assert_array_equal(found, weights)
+
+
+@pytest.mark.parametrize(("family", "devices", "blocks"), [("laneformer", 2, 3), ("llama", 1, 5), ("qwen2", 2, 2)])
+def test_matrices_come_back_from_tapes(family: str, devices: int, blocks: int) -> None:
+    config = tiny(family, **WIDE)
+    source = ArraySource(config, params_of(config, jnp.bfloat16))
+    cut = {"devices": devices, "blocks": blocks, "target": GPU}
+    plain, packed = make_plan(config, **cut), make_plan(config, **cut, tile=TILE)
+    expected, found = pack(plain, source), pack(packed, source)
+    assert found.layers.nbytes < 0.8 * expected.layers.nbytes
+    for index, (share, other) in enumerate(zip(plain.devices, packed.devices, strict=True)):
+        for layer in (0, config.num_layers - 1):
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                unpack_layer(packed, other, found.layers[index], layer),
+                unpack_layer(plain, share, expected.layers[index], layer),
+            )
+        head = unpack_head(packed, other, found.head[index])
+        np.testing.assert_array_equal(head, unpack_head(plain, share, expected.head[index]))
+
+
+def test_packing_refuses_what_it_cannot_keep() -> None:
+    config = tiny("llama", **WIDE)
+    params = jax.tree.map(lambda leaf: leaf.at[..., :2].set(1e-12), params_of(config, jnp.bfloat16))
+    with pytest.raises(IncompressibleError, match="compress=False"):
+        pack(make_plan(config, tile=TILE), ArraySource(config, params))
+
+
+def test_plans_refuse_widths_that_have_no_groups() -> None:
+    with pytest.raises(ConfigError, match="multiple of 128 columns"):
+        make_plan(tiny("llama"), tile=TILE)
+    with pytest.raises(ConfigError, match="8 x 32"):
+        TileFormat(rows=16, compressed=True)
