@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jax_mono import gpus, settings
-from jax_mono.config import ModelConfig
-from jax_mono.plan import CPU, GPU, Plan, Target, TileFormat, make_plan
+from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.native import NativeError
+from jax_mono.plan import CPU, GPU, Plan, Target, make_plan
+from jax_mono.tile import TileFormat
 
 _ENOUGH = 0.9
 """Of the processors; with fewer the memory would not be busy."""
@@ -54,8 +59,64 @@ def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | Non
     return fewer if asked is None and fewer >= _ENOUGH * blocks else blocks
 
 
+def compresses(device: jax.Device, dtype: DTypeLike) -> bool:
+    """Whether compressed tapes decode faster than plain ones on a JAX device (docs/performance.md)."""
+    if jnp.dtype(dtype) != jnp.bfloat16 or device.platform == "cpu":
+        return False
+    return gpus.gpu_of(device).architecture in gpus.COMPRESSED
+
+
+def plans_for(
+    config: ModelConfig,
+    device: jax.Device,
+    dtype: DTypeLike,
+    *,
+    devices: int | None,
+    blocks: int | None,
+    mesh: Mesh | None,
+    compress: bool | None,
+) -> Iterator[Plan]:
+    """Plans a model for the processor at hand.
+
+    Args:
+        config: The model.
+        device: Where it is to run; with a mesh, the first device of that.
+        dtype: Of the weights.
+        devices: As for :func:`plan_for`.
+        blocks: As for :func:`plan_for`.
+        mesh: As for :func:`plan_for`.
+        compress: Whether tapes are to be compressed; None where that is faster and possible.
+
+    Yields:
+        The plan; and if the weights turn out not to be compressible, and need not be compressed, another one.
+
+    Raises:
+        ConfigError: The model cannot be cut like this, or not with compressed tapes.
+        NativeError: The GPU cannot be used, or has no program for this plan.
+    """
+    if compress and jnp.dtype(dtype) != jnp.bfloat16:
+        raise ConfigError(f"only bfloat16 weights can be compressed, not {jnp.dtype(dtype).name}")
+    cut = {"devices": devices, "blocks": blocks, "mesh": mesh}
+    if compress or (compress is None and compresses(device, dtype)):
+        try:
+            plan = plan_for(config, device, **cut, tile=TileFormat(compressed=True))
+            gpus.check_plan(device, plan, dtype)
+            yield plan
+        except (ConfigError, NativeError):
+            if compress:
+                raise
+    if not compress:
+        yield plan_for(config, device, **cut)
+
+
 def plan_for(
-    config: ModelConfig, device: jax.Device, *, devices: int | None, blocks: int | None, mesh: Mesh | None
+    config: ModelConfig,
+    device: jax.Device,
+    *,
+    devices: int | None,
+    blocks: int | None,
+    mesh: Mesh | None,
+    tile: TileFormat | None = None,
 ) -> Plan:
     """Plans a model for the processor at hand.
 
@@ -65,6 +126,7 @@ def plan_for(
         devices: Devices that share the model, or None for what is best; a mesh sets it.
         blocks: Blocks per device, or None for what is best.
         mesh: For one call per JAX device, or None.
+        tile: How tiles lie on tapes; None for plain ones.
 
     Returns:
         The plan.
@@ -83,4 +145,5 @@ def plan_for(
         sharing = devices if mesh is None or on_cpu else 1
         blocks = default_blocks(config, sharing, None if gpu is None else gpu.multiprocessors)
     topology = None if gpu is None else gpus.topology_of(gpu)
-    return make_plan(config, devices=devices, blocks=blocks, target=target_of(device), topology=topology)
+    target = target_of(device)
+    return make_plan(config, devices=devices, blocks=blocks, tile=tile, target=target, topology=topology)

@@ -18,13 +18,13 @@ from jax.typing import DTypeLike
 from jax_mono import gpus
 from jax_mono.call import LostHandoff
 from jax_mono.config import ModelConfig
-from jax_mono.cut import plan_for
+from jax_mono.cut import plans_for
 from jax_mono.decode import Cache, Finish, Generation, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.granules import check_alignment
 from jax_mono.models.source import OnTensor, WeightSource
-from jax_mono.packing import home, mesh_devices, pack
+from jax_mono.packing import IncompressibleError, home, mesh_devices, pack
 from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS
 from jax_mono.random_tapes import random_tapes
@@ -132,6 +132,7 @@ class Decoder:
         context: int | None = None,
         tokenizer: Tokenizer | None = None,
         mesh: Mesh | None = None,
+        compress: bool | None = None,
         on_tensor: OnTensor | None = None,
     ) -> Decoder:
         """Plans and packs a checkpoint.
@@ -147,20 +148,29 @@ class Decoder:
             tokenizer: See :class:`Decoder`.
             mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``. Without one, all runs
                 on JAX's default device.
+            compress: Whether bfloat16 weights take 12 bits each on the tapes, without loss; see
+                :mod:`jax_mono.compression`. None compresses where that is faster and these weights allow it; if they
+                turn out not to, they are read twice.
             on_tensor: Progress callback.
 
         Returns:
             The decoder.
 
         Raises:
-            ConfigError: The model cannot be cut like this, or does not run with such weights there.
+            ConfigError: The model cannot be cut like this, does not run with such weights there, or not compressed.
             CheckpointError: The checkpoint cannot be read.
             NativeError: There is no program for this GPU.
         """
         device = home() if mesh is None else mesh.devices.flat[0]
         gpus.check(device, dtype)
-        plan = plan_for(source.config, device, devices=devices, blocks=blocks, mesh=mesh)
-        tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
+        cut = {"devices": devices, "blocks": blocks, "mesh": mesh}
+        for plan in plans_for(source.config, device, dtype, **cut, compress=compress):
+            try:
+                tapes = pack(plan, source, dtype=dtype, mesh=mesh, on_tensor=on_tensor)
+                break
+            except IncompressibleError:
+                if compress:
+                    raise
         return cls(plan, tapes, context=context, tokenizer=tokenizer, mesh=mesh)
 
     @classmethod
@@ -173,6 +183,7 @@ class Decoder:
         blocks: int | None = None,
         context: int | None = None,
         mesh: Mesh | None = None,
+        compress: bool | None = None,
         seed: int = 0,
     ) -> Decoder:
         """Plans a model and draws its weights where they will be, which takes moments; for measuring speed.
@@ -185,6 +196,7 @@ class Decoder:
             blocks: As there.
             context: As there.
             mesh: As there.
+            compress: As there.
 
         Returns:
             The decoder.
@@ -195,7 +207,8 @@ class Decoder:
         """
         device = home() if mesh is None else mesh.devices.flat[0]
         gpus.check(device, dtype)
-        plan = plan_for(config, device, devices=devices, blocks=blocks, mesh=mesh)
+        cut = {"devices": devices, "blocks": blocks, "mesh": mesh}
+        plan = next(plans_for(config, device, dtype, **cut, compress=compress))
         return cls(plan, random_tapes(plan, dtype=dtype, mesh=mesh, seed=seed), context=context, mesh=mesh)
 
     def new_cache(self) -> Cache:

@@ -11,6 +11,9 @@ from jax.typing import DTypeLike
 
 from jax_mono import native
 from jax_mono.config import ConfigError
+from jax_mono.plan import Plan
+from jax_mono.record import plan_record
+from jax_mono.tape import STORAGE
 from jax_mono.topology import TOPOLOGIES, Topology
 
 DTYPES = ("bfloat16", "float16")
@@ -24,6 +27,9 @@ KNOWN = {
     "gfx942": "AMD MI300: MI300X, MI300A, MI325X",
 }
 """Architectures that a program may be written for, and what they are."""
+
+COMPRESSED = ("sm_90a",)
+"""Architectures whose programs read compressed tapes."""
 
 USE_CPU = "set JAX_PLATFORMS=cpu to decode on the CPU"
 
@@ -84,6 +90,22 @@ def topology_of(gpu: native.Gpu) -> Topology | None:
         if (topology.architecture, topology.units) == (gpu.architecture, gpu.multiprocessors):
             return topology
     return None
+
+
+def check_plan(device: jax.Device, plan: Plan, dtype: DTypeLike) -> None:
+    """Refuses a plan that there is no program for on a JAX device, as far as that is known before compiling.
+
+    Args:
+        device: Where the resident program is to run.
+        plan: The plan.
+        dtype: Of the weights.
+
+    Raises:
+        NativeError: There is none; the message says why.
+    """
+    if device.platform != "cpu":
+        gpu, weights = gpu_of(device), list(STORAGE).index(jnp.dtype(dtype).name)
+        native.gpu_shape(plan_record(plan), weights, architecture=gpu.architecture, shared_memory=gpu.shared_memory)
 
 
 def check(device: jax.Device, dtype: DTypeLike) -> None:

@@ -23,6 +23,7 @@ def load(
     blocks: int | None = None,
     context: int | None = None,
     mesh: Mesh | None = None,
+    compress: bool | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Decoder:
     """Loads a checkpoint and packs it for this machine: for JAX's default device, or for those of a mesh.
@@ -42,6 +43,7 @@ def load(
         blocks: Blocks per device (threads on the CPU); None takes this process's cores or the GPU's multiprocessors.
         context: Tokens that a conversation may have; None takes the model's longest context.
         mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
+        compress: Whether bfloat16 weights take 12 bits each, without loss; None where that is faster and possible.
         on_tensor: Called after each tensor with its path and size in bytes.
 
     Returns:
@@ -67,5 +69,6 @@ def load(
         context=context,
         tokenizer=tokenizer,
         mesh=mesh,
+        compress=compress,
         on_tensor=on_tensor,
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from kernel.common import params_of
-from tiny import WIDE, tiny
+from tiny import COMPRESSIBLE, tiny
 
 from jax_mono.compression import EXCEPTIONS, compress, expand
 from jax_mono.config import ConfigError
@@ -96,7 +96,7 @@ def test_whatever_the_weights_are_they_come_back_or_are_counted(weights: np.ndar
 
 @pytest.mark.parametrize(("family", "devices", "blocks"), [("laneformer", 2, 3), ("llama", 1, 5), ("qwen2", 2, 2)])
 def test_matrices_come_back_from_tapes(family: str, devices: int, blocks: int) -> None:
-    config = tiny(family, **WIDE)
+    config = tiny(family, **COMPRESSIBLE)
     source = ArraySource(config, params_of(config, jnp.bfloat16))
     cut = {"devices": devices, "blocks": blocks, "target": GPU}
     plain, packed = make_plan(config, **cut), make_plan(config, **cut, tile=TILE)
@@ -114,7 +114,7 @@ def test_matrices_come_back_from_tapes(family: str, devices: int, blocks: int) -
 
 
 def test_packing_refuses_what_it_cannot_keep() -> None:
-    config = tiny("llama", **WIDE)
+    config = tiny("llama", **COMPRESSIBLE)
     params = jax.tree.map(lambda leaf: leaf.at[..., :2].set(1e-12), params_of(config, jnp.bfloat16))
     with pytest.raises(IncompressibleError, match="compress=False"):
         pack(make_plan(config, tile=TILE), ArraySource(config, params))

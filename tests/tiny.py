@@ -21,7 +21,7 @@ _COMMON: dict[str, object] = {
     "head_dim": 16,
     "max_position_embeddings": 128,
 }
-WIDE = {"hidden_size": 384, "num_heads": 16, "num_kv_heads": 8, "head_dim": 64, "intermediate_size": 1024}
+COMPRESSIBLE = {"hidden_size": 384, "num_heads": 16, "num_kv_heads": 8, "head_dim": 64, "intermediate_size": 1024}
 """Sizes of a model whose tapes can be compressed, on 1, 2, 4 or 8 devices."""
 
 _FAMILIES: dict[str, dict[str, object]] = {

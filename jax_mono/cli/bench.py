@@ -145,6 +145,7 @@ def _decoder(source: WeightSource, arguments: argparse.Namespace, context: int) 
         blocks=arguments.blocks,
         context=context,
         mesh=device_mesh(arguments.devices or 1) if arguments.form == "mesh" else None,
+        compress=arguments.compress,
         seed=arguments.seed,
     )
 
@@ -168,6 +169,7 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
         "devices": decoder.plan.num_devices,
         "blocks": decoder.plan.num_blocks,
         "form": arguments.form,
+        "compressed": decoder.plan.tile.compressed,
         "variant": machine.variant(),
         "device": machine.cpu_model() if home().platform == "cpu" else home().device_kind,
         "cpu": machine.cpu_model(),
@@ -255,7 +257,7 @@ def _print(record: dict[str, Any]) -> None:
     how = {"read_bandwidth": "read", "stream_limit": "passed through the resident program"}[name]
     lines = {
         "model": f"{record['model']}, {record['parameters']:,} parameters, {record['dtype']}, "
-        f"{record['weights']} weights",
+        f"{record['weights']} weights" + (", compressed to 12 bits without loss" if record["compressed"] else ""),
         "machine": f"{where}, {record['cores']} cores, huge pages {record['huge_pages'] or 'unknown'}",
         "work": f"batch 1, {record['prompt_tokens']} prompt tokens, {record['new_tokens']} new, {record['runs']} runs",
         "speed": f"{record['tokens_per_s']:.2f} tokens/s (median; {record['tokens_per_s_min']:.2f} to "

@@ -139,7 +139,7 @@ def pack_decoder(
 
     Args:
         source: The weights.
-        arguments: ``dtype``, ``blocks`` and ``quiet`` count.
+        arguments: ``dtype``, ``blocks``, ``compress`` and ``quiet`` count.
         devices: Devices that share the model; None takes what is best for this form.
         form: ``threads`` or ``mesh``.
         context: Tokens that a conversation may have.
@@ -171,6 +171,7 @@ def pack_decoder(
             context=context,
             tokenizer=tokenizer,
             mesh=device_mesh(devices or 1) if form == "mesh" else None,
+            compress=arguments.compress,
             on_tensor=on_tensor,
         )
 

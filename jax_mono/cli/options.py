@@ -102,7 +102,7 @@ def add_dtype_option(parser: argparse.ArgumentParser, *, exact: bool = False) ->
 
 
 def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Adds how a model is cut: ``--devices``, ``--blocks`` and ``--form``.
+    """Adds how a model is cut: ``--devices``, ``--blocks``, ``--form`` and ``--compress``.
 
     Args:
         parser: Where to.
@@ -130,6 +130,11 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several: bool = False)
         default="threads",
         help="threads: one call on one JAX device runs all devices. mesh: one call per JAX device, GPUs where "
         "JAX has them, and otherwise as many CPU devices as are asked for",
+    )
+    parser.add_argument(
+        "--compress",
+        action=argparse.BooleanOptionalAction,
+        help="bfloat16 weights in 12 bits each, without loss; if absent where that is faster and the weights allow it",
     )
 
 

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from gpu_host.stand_in import Device
 from jax.typing import DTypeLike
-from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
-from kernel.test_compressed import with_exceptions
+from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens, with_exceptions
 from reference import sampling_numpy
 from reference.sampling_numpy import Options
-from tiny import WIDE, tiny
+from tiny import COMPRESSIBLE, tiny
 
 from jax_mono.call import LostHandoff
 from jax_mono.plan import GPU
@@ -52,7 +51,7 @@ def test_logits_equal_flax(
 
 @pytest.mark.parametrize(("family", "devices"), [("laneformer", 4), ("llama", 1)])
 def test_compressed_tapes(fibers: Device, family: str, devices: int) -> None:
-    config = tiny(family, **WIDE)
+    config = tiny(family, **COMPRESSIBLE)
     params = with_exceptions(config)
     options = {"devices": devices, "blocks": 2, "dtype": jnp.bfloat16, "params": params, "target": GPU}
     found, plain = (

@@ -67,6 +67,18 @@ def make_decoder(
     return Decoder(plan, tapes, mesh=mesh, context=context)
 
 
+def with_exceptions(config: ModelConfig) -> Params:
+    """Parameters of which every matrix has weights that are far larger or smaller than the others, and zeros."""
+
+    def change(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2 or min(leaf.shape[-2:]) < 64:
+            return leaf
+        leaf = leaf.at[..., 5, 7].set(0.5).at[..., 9, 60].set(-1e-7).at[..., 33, 1].set(0).at[..., 34, 2].set(3e-9)
+        return leaf.at[..., 9, 61].set(2e-12)
+
+    return jax.tree_util.tree_map_with_path(change, params_of(config, jnp.bfloat16))
+
+
 def make_request(**changes: object) -> CallRequest:
     """A greedy request for one token after token 1 at position 0, unless something else is asked for."""
     fields: dict[str, object] = {

@@ -10,29 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens
+from kernel.common import Form, flax_logits, make_decoder, some_tokens, with_exceptions
 from kernel.test_parity import BFLOAT16_BOUND
-from tiny import WIDE, tiny
+from tiny import COMPRESSIBLE, tiny
 
 from jax_mono import native
-from jax_mono.config import ModelConfig
-from jax_mono.models.source import Params
 from jax_mono.tile import TileFormat
 
 TILE = TileFormat(compressed=True)
 TEXT = some_tokens(40)
-
-
-def with_exceptions(config: ModelConfig) -> Params:
-    """Parameters of which every matrix has weights that are far larger or smaller than the others, and zeros."""
-
-    def change(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2 or min(leaf.shape[-2:]) < 64:
-            return leaf
-        leaf = leaf.at[..., 5, 7].set(0.5).at[..., 9, 60].set(-1e-7).at[..., 33, 1].set(0).at[..., 34, 2].set(3e-9)
-        return leaf.at[..., 9, 61].set(2e-12)
-
-    return jax.tree_util.tree_map_with_path(change, params_of(config, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("variant", ["portable", "avx2", "avx512", "avx512bf16"])
@@ -53,7 +39,7 @@ def test_logits_equal_flax(
         native.cpu_variant()
     except native.NativeError as error:
         pytest.skip(str(error))
-    config = tiny(family, **WIDE)
+    config = tiny(family, **COMPRESSIBLE)
     params = with_exceptions(config)
     cut = {"devices": devices, "blocks": blocks, "form": form}
     plain, found = (
@@ -72,7 +58,7 @@ def rms(values: np.ndarray) -> float:
 
 
 def test_prefill_reads_them_too() -> None:
-    config = tiny("laneformer", **WIDE)
+    config = tiny("laneformer", **COMPRESSIBLE)
     params = with_exceptions(config)
     options = {"blocks": 2, "dtype": jnp.bfloat16, "params": params}
     outputs = [
