@@ -140,9 +140,11 @@ class Flow:
         for layer in range(self.plan.config.num_layers):
             yield from self._qkv(block, layer)
             yield from self._attention(block, layer, position)
+            yield from self._past_sums(block, layer, "attention")
             yield from self._o(block, layer, position)
             yield from self._mix(block, layer, "attention")
             yield from self._up(block, layer)
+            yield from self._past_sums(block, layer, "mlp")
             yield from self._down(block, layer)
             yield from self._mix(block, layer, "mlp")
         if kind != "fed":
@@ -234,6 +236,11 @@ class Flow:
         yield self._product(block, "o")
         yield Moment("o_product", layer)
 
+    def _past_sums(self, block: int, layer: int, module: Module) -> Iterator[Step]:
+        source = self.plan.config.mixing(module, layer).source
+        if source is not None and source != layer:
+            yield from self._from_peers(block, f"inbox_{module}", source)
+
     def _mix(self, block: int, layer: int, module: Module) -> Iterator[Step]:
         source = self.plan.config.mixing(module, layer).source
         inbox, pushed = f"inbox_{module}", (module, layer) in self._pushed
@@ -241,8 +248,7 @@ class Flow:
         pushes = [self._publish(block, inbox, layer, peer) for peer in peers] if pushed else []
         if source == layer:
             yield from pushes
-        if source is not None:
-            yield from self._from_peers(block, inbox, source)
+            yield from self._from_peers(block, inbox, layer)
         yield self._publish(block, f"residual_{module}", layer)
         if source != layer:
             yield from pushes

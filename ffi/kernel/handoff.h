@@ -27,6 +27,10 @@
 // Where a block is many threads, "after" holds for all of them: a barrier of the block stands between the reads and the
 // summary, and between the summaries and the next token.
 //
+// Proof that nobody waits for ever. Every block takes the steps of a token in the same order (jax_mono/flow.py), and waits only
+// for words that are published at an earlier step of it, or of the token before. So of all blocks that have not ended, one at
+// the earliest step can go on. Delayed sums are taken in before a product and were published layers ago.
+//
 // KV cache, residuals and histories are not handed over: the block that writes a part is the only one that reads it.
 //
 // A wait is bounded. The first block that waits too long raises `aborted`; every other wait sees it and gives up; every

@@ -64,6 +64,14 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   s.note(kQkvProduct, layer);
 }
 
+// Takes in the delayed sums that arrive after a module, before the product: their words have been there for long, and the block
+// waits for others' anyway.
+template <class T>
+MONO_DEVICE void past_sums(BlockState<T>& s, i32 layer, i32 module) {
+  const i32 source = arch::agreed(s.scratch.layers[layer].source[module]);
+  if (source >= 0 && source != layer) total_sums(s, source, module);  // read after the barriers of the product
+}
+
 // Adds what arrives after a module to the block's own rows of the residual stream and publishes them; see
 // ModelConfig.mixing.
 template <class T>
@@ -73,8 +81,11 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
   const bool immediate = source == layer;
   const float own_scale = arch::agreed(rule.own_scale[module]);
   // What others need at once goes out first; what they need layers later goes out last.
-  if (pushed && immediate) push_sums(s, layer, module);
-  if (source >= 0) total_sums(s, source, module);
+  if (immediate) {
+    if (pushed) push_sums(s, layer, module);
+    total_sums(s, layer, module);
+    arch::sync();
+  }
   mix_rows(s, layer, module, source, immediate, own_scale);
   if (pushed && !immediate) push_sums(s, layer, module);
   s.note(module == kAttention ? kAttentionMixed : kMlpMixed, layer);

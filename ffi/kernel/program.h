@@ -30,9 +30,13 @@ MONO_DEVICE void forward(BlockState<T>& s, i32 token, i32 position) {
       if (module == kAttention) {
         qkv_stage(s, layer, layer == 0 ? Input{token, 0, 0} : Input{-1, layer - 1, kMlp});
         attention_stage(s, layer, position);
-        o_stage(s, layer, position);
       } else {
         up_stage(s, layer);
+      }
+      past_sums(s, layer, module);
+      if (module == kAttention) {
+        o_stage(s, layer, position);
+      } else {
         down_stage(s, layer);
       }
       mix_stage(s, layer, module);

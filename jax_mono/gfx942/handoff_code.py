@@ -28,7 +28,7 @@ from jax_mono.topology import MI300X
 
 _THREADS, _LANES, _BATCH, _TEAM = 512, 64, 4, 8
 
-_LAYER = re.compile(r"(qkv|attention|o|up|down|mix)_stage\(")
+_LAYER = re.compile(r"(qkv|attention|o|up|down|mix)_stage\(|past_sums\(")
 _PARTS = (  # the first that fits the lines on an instruction's way
     ("product", r"(row|column)_product\(s,"),
     ("receive residual_mlp", r"qkv_stage\(.*norm_input\("),
@@ -41,7 +41,7 @@ _PARTS = (  # the first that fits the lines on an instruction's way
     ("receive activation", r"down_stage\("),
     ("push", r"mix_stage\(.*!immediate\) push_sums\("),
     ("publish residual", r"mix_stage\(.*mix_rows\("),
-    ("receive inbox", r"mix_stage\("),
+    ("receive inbox", r"past_sums\("),
     ("receive lanes", r"head_stage\(.*lane_inverses\("),
     ("receive final_sum", r"head_stage\(.*norm_words\("),
     ("publish final_sum", r"head_stage\(.*sum_lanes\(.*publish\(h,"),
@@ -50,8 +50,8 @@ _PARTS = (  # the first that fits the lines on an instruction's way
     ("receive summary", r"sample_stage\(.*return read_summaries\("),
 )
 _NOT_TAKEN = re.compile(  # in layers after the first, with delayed sums, and by a greedy choice
-    r"norm_embedding\(|pushed && immediate\)|philox\(|gumbel\(|/ r\.(repetition_penalty|temperature)|token == target"
-    r"|logits_(run|tag)|channels\[peer\]\.logits"
+    r"norm_embedding\(|if \(pushed\) push|total_sums\(s, layer, module|philox\(|gumbel\(|token == target"
+    r"|/ r\.(repetition_penalty|temperature)|logits_(run|tag)|channels\[peer\]\.logits"
 )
 
 

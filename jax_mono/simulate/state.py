@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from jax_mono.config import Module
 from jax_mono.flow import Flow, Receive, Step
 from jax_mono.handoffs import exchange, writers
 from jax_mono.plan import Plan
@@ -90,7 +92,7 @@ class Device:
         )
         self.polled = 0.0
         self.hands: dict[tuple[str, int | None, int], Hand] = {}
-        flow = Flow(plan, number)
+        flow = (_LateSums if timing.program.late_sums else Flow)(plan, number)
         made = _Writers(plan, number, timing.program)
         self.loads: list[dict[int, Loads]] = []
         self.blocks = []
@@ -100,6 +102,17 @@ class Device:
             self.blocks.append(Block(steps))
         moments = len(MARKS) + (plan.config.num_layers - 1) * len(LAYER_MARKS)
         self.noted = np.zeros((plan.num_blocks, tokens, moments))
+
+
+class _LateSums(Flow):
+    """Takes delayed sums in after the product."""
+
+    def _past_sums(self, block: int, layer: int, module: Module) -> Iterator[Step]:
+        return iter(())
+
+    def _mix(self, block: int, layer: int, module: Module) -> Iterator[Step]:
+        yield from super()._past_sums(block, layer, module)
+        yield from super()._mix(block, layer, module)
 
 
 class _Writers:

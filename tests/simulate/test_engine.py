@@ -24,6 +24,7 @@ from jax_mono.simulate.predict import (
     sensitivity,
     with_rate,
 )
+from jax_mono.simulate.programs import RESIDENT, Work
 from jax_mono.simulate.timing import Parameter
 from jax_mono.trace import MARKS, RECEIVING, phases, trace_text, write_perfetto
 
@@ -45,6 +46,15 @@ H200 = timing("h200", "skeleton")
 SLOW = H200.replace(stream_rate=H200.stream_rate.value * 16 / 132)
 """As much per block as with all blocks."""
 
+
+_EARLIER_SUMS = dict.fromkeys(("inbox_attention", "inbox_mlp"), Work(1, code=195, early=60))
+MEASURED = dataclasses.replace(
+    RESIDENT,
+    work=MappingProxyType({**RESIDENT.work, **_EARLIER_SUMS}),
+    code=MappingProxyType({**RESIDENT.code, "residual_attention": 95, "residual_mlp": 95}),
+    late_sums=True,
+)
+"""The resident program when it was measured: it took delayed sums in after the product."""
 
 FULL = Parameter(2000, "assumed", "a fabric that polls and tapes fill")
 
@@ -134,7 +144,8 @@ def test_what_skeletons_reached_on_h200(lanes: int, devices: int, delay: int, me
 )
 def test_what_the_resident_program_reached_on_h200(groups: int, position: int, ahead: bool, measured: float) -> None:
     """Within 10 %: laneformer-2b in bfloat16, positions in the middle of those that were measured."""
-    known = timing("h200") if ahead else timing("h200").replace(ahead_bytes=0)
+    known = dataclasses.replace(timing("h200"), program=MEASURED)
+    known = known if ahead else known.replace(ahead_bytes=0)
     plan, _ = plan_on(LANEFORMER, known, gpus=1, groups=groups)
     assert plan.num_blocks == 128 // groups
     made = simulate(plan, known, groups=groups, position=position, tokens=1)
@@ -144,7 +155,8 @@ def test_what_the_resident_program_reached_on_h200(groups: int, position: int, a
 
 def test_what_its_chain_took_without_memory() -> None:
     """Products on what happened to lie in the ring, nothing copied: 634 us per token, within 10 %."""
-    known = timing("h200").replace(ahead_bytes=0, stream_rate=1e5, placed_rate=1e5, block_rate=1e4, fabric_rate=1e6)
+    known = dataclasses.replace(timing("h200"), program=MEASURED)
+    known = known.replace(ahead_bytes=0, stream_rate=1e5, placed_rate=1e5, block_rate=1e4, fabric_rate=1e6)
     plan, groups = plan_on(LANEFORMER, known, gpus=1)
     assert simulate(plan, known, groups=groups, position=76, tokens=1).token_ns == pytest.approx(634e3, rel=0.1)
 

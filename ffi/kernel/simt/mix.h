@@ -18,12 +18,12 @@ MONO_DEVICE float own_sum(const BlockState<T>& s, i32 layer, i32 module, i32 row
 template <class T>
 MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   const u32 tag = s.link.out_tag(inbox_channel(module), layer);
-  const i64 run = (i64(s.device_index) * s.header.num_blocks + s.block_index) * s.header.hidden_run;
+  const i32 run = (s.device_index * s.header.num_blocks + s.block_index) * s.header.hidden_run;
   arch::for_each(s.header.hidden_run, [&](i32 w) {
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       const i32 row = w * kFloatsPerWord + k;
-      payload[k] = row < s.rows ? own_sum(s, layer, module, row) : 0.0f;
+      payload[k] = even_rows(s.header) || row < s.rows ? own_sum(s, layer, module, row) : 0.0f;
     }
     const arch::Word word = arch::pack(tag, payload);
     MONO_ROLLED
@@ -34,32 +34,33 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
 }
 
 // Sum over all lanes of all devices of a module's output of own rows, into scratch.total. A peer's word is its lanes' sum;
-// the order of additions is the same on every device.
+// the order of additions is the same on every device. The last threads do it: they have least to do in what follows.
 template <class T>
 MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
-  const arch::Word* inbox = s.own_words(s.device.channels.inbox[module], layer) + i64(s.block_index) * s.header.hidden_run;
-  const i64 stride = i64(s.header.num_blocks) * s.header.hidden_run;
-  arch::for_each(s.header.hidden_run, [&](i32 w) {
-    float parts[kFloatsPerWord][kMaxDevices];
-    arch::Word words[kMaxDevices];
+  constexpr i32 kDevices = Shape::num_devices;
+  const arch::Word* inbox = s.own_words(s.device.channels.inbox[module], layer) + s.block_index * s.header.hidden_run;
+  MONO_ROLLED
+  for (i32 w = arch::kThreads - 1 - arch::thread(); w < s.header.hidden_run; w += arch::kThreads) {
+    arch::Word words[kDevices];
+    const arch::Word* at[kDevices];
     MONO_UNROLLED
-    for (i32 peer = 0; peer < s.header.num_devices; ++peer)
-      if (peer != s.device_index) words[peer] = arch::load_word(inbox + peer * stride + w);
+    for (i32 peer = 0; peer < kDevices; ++peer)
+      at[peer] = peer == s.device_index ? nullptr : inbox + peer * s.header.num_blocks * s.header.hidden_run + w;
+    if constexpr (kDevices > 1) s.link.wait_for(words, at, inbox_channel(module), layer);
+    float sums[kDevices][kFloatsPerWord];
     MONO_UNROLLED
-    for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
-      float values[kFloatsPerWord] = {};
-      if (peer != s.device_index)
-        arch::unpack(s.link.confirm(words[peer], inbox + peer * stride + w, inbox_channel(module), layer), values);
-      for (i32 k = 0; k < kFloatsPerWord; ++k) {
-        const i32 row = w * kFloatsPerWord + k;
-        if (peer == s.device_index) values[k] = row < s.rows ? own_sum(s, layer, module, row) : 0.0f;
-        parts[k][peer] = values[k];
-      }
+    for (i32 peer = 0; peer < kDevices; ++peer) arch::unpack(words[peer], sums[peer]);
+    MONO_UNROLLED
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 row = w * kFloatsPerWord + k;
+      if (!even_rows(s.header) && row >= s.rows) break;
+      const float own = own_sum(s, layer, module, row);
+      float parts[kDevices];
+      MONO_UNROLLED
+      for (i32 peer = 0; peer < kDevices; ++peer) parts[peer] = peer == s.device_index ? own : sums[peer][k];
+      s.scratch.total[row] = tree_sum(parts, kDevices);
     }
-    for (i32 k = 0; k < kFloatsPerWord; ++k)
-      if (w * kFloatsPerWord + k < s.rows) s.scratch.total[w * kFloatsPerWord + k] = tree_sum(parts[k], s.header.num_devices);
-  });
-  arch::sync();
+  }
 }
 
 // Adds to the block's own rows of the residual stream what a module's output and sums over all lanes bring, and publishes them:
@@ -69,27 +70,36 @@ MONO_DEVICE void mix_rows(BlockState<T>& s, i32 layer, i32 module, i32 source, b
   const bool delayed = source >= 0 && !immediate;
   const u32 tag = s.link.out_tag(residual_channel(module), layer);
   const i32 run = s.header.hidden_run;
-  arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + i64(s.block_index) * run;
+  arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + s.block_index * run;
   arch::for_each(s.lanes() * run, [&](i32 i) {
     const i32 lane = i / run, w = i - lane * run;
     float* x = s.residual(lane);
     const float* own = s.history(layer, module, lane);
     const float* past = s.history(delayed ? source : layer, module, lane);
+    float before[kFloatsPerWord], total[kFloatsPerWord], output[kFloatsPerWord], earlier[kFloatsPerWord];
+    // All at once, wanted or not: a branch for each would wait for each.
+    MONO_UNROLLED
+    for (i32 k = 0; k < kFloatsPerWord; ++k) {
+      const i32 row = w * kFloatsPerWord + k, at = even_rows(s.header) || row < s.rows ? row : 0;
+      before[k] = x[at];
+      total[k] = s.scratch.total[at];
+      output[k] = own[at];
+      earlier[k] = past[at];
+    }
     float payload[kFloatsPerWord];
+    MONO_UNROLLED
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       const i32 row = w * kFloatsPerWord + k;
-      payload[k] = 0.0f;
-      if (row >= s.rows) continue;
-      float value = x[row];
-      if (immediate) {
-        value += s.scratch.total[row];  // bit-identical in all lanes
+      const float arrived = delayed ? total[k] - earlier[k] : 0.0f;
+      payload[k] = immediate ? before[k] + total[k]  // bit-identical in all lanes
+                             : before[k] + own_scale * output[k] + arrived;
+      if (even_rows(s.header) || row < s.rows) {
+        x[row] = payload[k];
       } else {
-        value += own_scale * own[row];
-        if (delayed) value += s.scratch.total[row] - past[row];
+        payload[k] = 0.0f;
       }
-      x[row] = payload[k] = value;
     }
-    publish(s.header, s.header.num_dies, to + i64(lane) * hidden_words(s.header) + w, arch::pack(tag, payload));
+    publish(s.header, s.header.num_dies, to + lane * hidden_words(s.header) + w, arch::pack(tag, payload));
     s.link.pump.step();
   });
 }
