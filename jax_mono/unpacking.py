@@ -113,8 +113,16 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> list[Array]:
-    """Parts of tiles of a stage, [parts, chunks, tile rows, tile cols] each, in the order of the rows."""
+def _parts(
+    plan: Plan,
+    stage: Stage,
+    tape: Array,
+    layer: ArrayLike | None,
+    swizzle: Swizzle | None,
+    rows: slice = slice(None),
+) -> Array:
+    """Of every part of the tiles of a stage some rows, [parts, rows, padded cols], in the order of the tiles."""
+    tile = plan.tile
     offsets = stage.offsets
     if plan.placement.interleaved:
         tape, offsets = granules.in_one_piece(plan, stage, tape, layer, swizzle)
@@ -126,10 +134,13 @@ def _runs(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzl
         words = jax.lax.dynamic_slice(
             tape, (run.block, layer, run.offset), (run.blocks, 1, run.tiles * stage.tile_words)
         )
-        parts = words.reshape(-1, plan.tile.part_words(stage.cols))
-        shape = (len(parts), plan.tile.chunks(stage.cols), plan.tile.rows, plan.tile.cols)
-        runs.append(expand(plan.tile, parts, stage.cols) if plan.tile.compressed else parts.reshape(shape))
-    return runs
+        parts = words.reshape(-1, tile.part_words(stage.cols))
+        if tile.compressed:
+            runs.append(expand(tile, parts, stage.cols, rows))
+        else:
+            chunks = parts.reshape(len(parts), -1, tile.rows, tile.cols)[:, :, rows].swapaxes(1, 2)
+            runs.append(chunks.reshape(*chunks.shape[:2], -1))
+    return jnp.concatenate(runs)
 
 
 def _column_matrix(
@@ -141,20 +152,16 @@ def _column_matrix(
     rows: slice = slice(None),
 ) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
-    tile = plan.tile
     if stage.tiles == 0:
         return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
-    runs = [run[:, :, rows] for run in _runs(plan, stage, tape, layer, swizzle)]
-    matrix = jnp.concatenate(runs).swapaxes(1, 2)
-    return matrix.reshape(stage.lanes, -1, tile.padded_cols(stage.cols))[:, :, : stage.cols]
+    parts = _parts(plan, stage, tape, layer, swizzle, rows)
+    return parts.reshape(stage.lanes, -1, parts.shape[2])[:, :, : stage.cols]
 
 
 def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
-    tile = plan.tile
     if stage.cols == 0:
         return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
-    tiles = jnp.concatenate(_runs(plan, stage, tape, layer, swizzle))
-    chunks = tiles.reshape(stage.tiles, stage.lanes, -1, tile.rows, tile.cols)
-    matrix = chunks.transpose(1, 0, 3, 2, 4).reshape(stage.lanes, stage.tiles * tile.rows, -1)
-    return matrix[:, : stage.rows, : stage.cols]
+    parts = _parts(plan, stage, tape, layer, swizzle)
+    matrix = parts.reshape(stage.tiles, stage.lanes, *parts.shape[1:]).swapaxes(0, 1)
+    return matrix.reshape(stage.lanes, -1, parts.shape[2])[:, : stage.rows, : stage.cols]

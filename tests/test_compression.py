@@ -37,7 +37,8 @@ def round_trip(weights: np.ndarray) -> tuple[np.ndarray, int]:
     cols = weights.shape[1] * 32
     words, spoiled = _compress(weights, cols)
     assert words.shape == (len(weights), TILE.part_words(cols))
-    return np.asarray(_expand(words, cols)), int(spoiled)
+    found = np.asarray(_expand(words, cols)).reshape(len(weights), 8, -1, 32).swapaxes(1, 2)
+    return found, int(spoiled)
 
 
 @pytest.mark.parametrize(("cols", "piece"), [(128, 4), (384, 12), (512, 16), (896, 4), (1536, 16), (3072, 16)])
