@@ -25,12 +25,12 @@ struct Sizes {
   i32 touched_lanes = 1;
 };
 
-template <i32 kWarps>
+template <i32 kThreads>
 Sizes sizes_of(const Plan& plan) {
   Sizes most;
   for (i32 device = 0; device < plan.header->num_devices; ++device) {
     for (i32 block = 0; block < plan.header->num_blocks; ++block) {
-      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kWarps>> scratch(plan, device, block, nullptr, nullptr);
+      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kThreads / kSquad>> scratch(plan, device, block, nullptr, nullptr);
       most.near_bytes = std::max(most.near_bytes, scratch.near_bytes);
       most.far_bytes = std::max(most.far_bytes, scratch.far_bytes);
       most.touched_lanes =
@@ -54,10 +54,10 @@ struct Architecture {
   Sizes (*sizes)(const Plan& plan);
 };
 constexpr Architecture kArchitectures[] = {
-    {"sm_90a", 256, 128, 16, 12, 8, 1024, false, true, sizes_of<256 / 32>},  // 6 KiB a copy
+    {"sm_90a", 256, 128, 16, 12, 8, 1024, false, true, sizes_of<256>},  // 6 KiB a copy
     // 6 KiB a wave, 48 KiB a block: what its memory needs under way, and one tile of 3072 columns.
-    {"gfx942", 512, 0, 0, 12, 0, 512, true, false, sizes_of<512 / 64>},
-    {"fibers", 64, 0, 0, 24, 0, 0, true, true, sizes_of<64 / 32>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
+    {"gfx942", 512, 0, 0, 12, 0, 512, true, false, sizes_of<512>},
+    {"fibers", 64, 0, 0, 24, 0, 0, true, true, sizes_of<64>},  // no GPU: ffi/test/fibers runs the same stage code on a CPU
 };
 
 // Chunks of a stage's pieces.

@@ -147,7 +147,7 @@ MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visi
   const i64 cache = (i64(layer) * h.max_kv_heads + head) * s.call.kv_capacity * size;
   T* keys = static_cast<T*>(s.call.k_cache) + cache;
   T* values = static_cast<T*>(s.call.v_cache) + cache;
-  auto first = first_round(keys, values, visible, split, h);  // before the queries come
+  auto first = first_rounds(keys, values, visible, split, h);  // before the queries come
   read_heads(s, layer, head, owner);
   s.note(kHeadsReceived, layer);
   attend(s, keys, values, visible, split, first);
@@ -209,7 +209,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
     for (i32 k = 0; k < splits; ++k) maximum = of[2 * k] > maximum ? of[2 * k] : maximum;
     MONO_ROLLED
     for (i32 k = 0; k < splits; ++k) {
-      of[2 * k] = exp(of[2 * k] - maximum);
+      of[2 * k] = exp_below(of[2 * k] - maximum);
       total += of[2 * k] * of[2 * k + 1];
     }
     MONO_ROLLED

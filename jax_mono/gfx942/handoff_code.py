@@ -26,7 +26,7 @@ from jax_mono.gfx942.toolchain import COMPUTE_UNITS, Toolchain, assembly, sizes,
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.topology import MI300X
 
-_THREADS, _LANES, _BATCH, _TEAM = 512, 64, 4, 8
+_THREADS, _LANES, _BATCH = 512, 64, 4
 
 _LAYER = re.compile(r"(qkv|attention|o|up|down|mix)_stage\(|past_sums\(")
 _PARTS = (  # the first that fits the lines on an instruction's way
@@ -85,8 +85,7 @@ def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
         (r"peer < s\.header\.num_devices", plan.num_devices - 1),
         (r"begin < splits; begin \+= kBatch", math.ceil(splits / _BATCH)),
         (r"k < splits|total \+= of\[2 \* k\]", splits),
-        (r"i < kSharers", waves // group),
-        (r"mask = kTeam", int(math.log2(_LANES // _TEAM))),
+        (r"i < kSharers", 2 * waves // math.ceil(group / 2) // 4),
         (r"mask = kWarp /", int(math.log2(_LANES))),
         (r"mask = kWarps /", int(math.log2(waves))),
         (r"for_each\(blocks, \[&\]\(i32 b\)", math.ceil(plan.num_devices * plan.num_blocks / _THREADS)),
@@ -129,7 +128,7 @@ def count(found: Sequence[Block], plan: Plan, *, position: int = 48) -> Count:
             elif part and is_taken:
                 taken += each * in_layer
                 end += each * (not in_layer)
-                if "begin < positions.count" in over:
+                if "positions.any(begin)" in over:
                     sums["round"] += often
                 early = part.startswith("receive") and part not in looked
                 sums[f"{part} early" if early else part] += often * _share(said, over, plan)
@@ -146,8 +145,8 @@ def _place(said: str) -> tuple[str, bool, bool]:
 
 def _share(said: str, over: str, plan: Plan) -> float:
     """Of instructions that stand side by side, which part is run."""
-    if "round = positions.load(" in said:
-        return 0  # a block has more positions than it takes at once
+    if "rounds.of[kAhead - 1] =" in said or "shrink" in said:
+        return 0  # in rounds after the first
     if "if (peer == s.device_index) values" in said:
         return 1 / plan.num_devices
     return 1

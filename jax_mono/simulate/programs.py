@@ -85,7 +85,7 @@ _WORK = MappingProxyType(
     {
         "residual_attention": Work(3, code=246, early=318),  # pushed sums, addresses, the norm's scale; then the norm
         "residual_mlp": Work(3, code=246, early=315),
-        "qkv": Work(2, code=80, early=262),  # keys and values of the first positions are asked for early
+        "qkv": Work(2, code=80, early=280),  # keys and values of the first positions are asked for early
         "attention": Work(3, code=350, early=78),
         "activation": Work(1, code=193, early=42),
         "inbox_attention": Work(0, code=55, early=75),  # of one warp, as if the others waited for it
@@ -112,7 +112,7 @@ RESIDENT = Program(
     code=MappingProxyType(
         {
             "qkv": 70,
-            "attention": 589,
+            "attention": 430,
             "residual_attention": 90,
             "activation": 165,
             "residual_mlp": 90,
@@ -121,9 +121,8 @@ RESIDENT = Program(
         }
     ),
     product_barriers=2,
-    kv_positions=16,
-    # Asked for a round ahead, but the compiler takes the words apart at once, and so waits.
-    kv_code=245,
+    kv_positions=64,  # two rounds of 32
+    kv_code=620,
 )
 """ffi/kernel as it is on Hopper: Link::wait_for and read, hold_and_store, o_stage, attend."""
 
@@ -132,8 +131,8 @@ RESIDENT = Program(
 _GFX942_WORK = {
     "residual_attention": Work(3, code=475, early=433),
     "residual_mlp": Work(3, code=477, early=462),
-    "qkv": Work(2, code=120, early=346),
-    "attention": Work(3, code=109, early=193, each=144),
+    "qkv": Work(2, code=115, early=465),
+    "attention": Work(3, code=109, early=192, each=129),
     "activation": Work(1, code=221, early=96),
     "inbox_attention": Work(0, code=159, early=261),
     "inbox_mlp": Work(0, code=159, early=261),
@@ -151,7 +150,7 @@ GFX942 = dataclasses.replace(
     code=MappingProxyType(
         {
             "qkv": 117,
-            "attention": 1253,
+            "attention": 677,
             "residual_attention": 206,
             "activation": 264,
             "residual_mlp": 206,
@@ -161,8 +160,8 @@ GFX942 = dataclasses.replace(
             "inbox_mlp": 46,
         }
     ),
-    kv_positions=32,
-    kv_code=382,
+    kv_positions=128,
+    kv_code=1038,
     cached=True,  # 48 of 64 KB
 )
 """The resident program on MI300X. What a choice from all logits runs was not counted."""

@@ -63,6 +63,24 @@ def test_compressed_tapes(fibers: Device, family: str, devices: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "window", "blocks"),
+    [(2, 2, 96, 0, 3), (4, 2, 12, 21, 3), (6, 2, 36, 0, 2), (5, 1, 24, 40, 1), (7, 1, 132, 0, 2), (2, 1, 4, 0, 1)],
+    ids=str,
+)
+def test_attention_of_every_shape(
+    fibers: Device, heads: int, kv_heads: int, head_dim: int, window: int, blocks: int
+) -> None:
+    """Over several chunks of positions: squads of 32 threads share them, and pairs of queries share squads."""
+    config = tiny("llama", num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
+    config = config.replace(sliding_windows=(window,))
+    text = some_tokens(75)
+    decoder = make_decoder(config, blocks=blocks, dtype=jnp.bfloat16, target=GPU)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params_of(config, jnp.bfloat16))
+    scores = decoder.score(text, logits=True)
+    np.testing.assert_allclose(scores.logits, flax_logits(config, params, text), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
     "options",
     [Options(temperature=1.0, repetition_penalty=1.8), Options(temperature=0.9, top_k=20, top_p=0.8)],
     ids=str,

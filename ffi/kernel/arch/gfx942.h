@@ -135,7 +135,7 @@ MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kWordsInFlight = 4;    // loads of one thread before it looks at the first
-constexpr int kPositionsAtOnce = 1;  // of a team of lanes in attention
+constexpr int kRoundsAhead = 2;      // of keys and values in attention, before the first is needed
 
 // The 16 aligned bytes of a lane are one element of one instruction: the memory pipeline gathers lanes into cache lines, and
 // never cuts an element, which lies within one line, over two requests. No fence belongs to a word, but the compiler must not

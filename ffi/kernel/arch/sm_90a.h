@@ -33,6 +33,7 @@ constexpr int kWarp = 32, kReduceWords = 8;
 MONO_DEVICE int thread() { return int(threadIdx.x); }
 // Of the threads that run the stages.
 MONO_DEVICE void sync() { asm volatile("barrier.sync 1, %0;" ::"n"(kStageThreads) : "memory"); }
+MONO_DEVICE u32 shuffle(u32 value, int from) { return __shfl_sync(0xffffffffu, value, from); }
 MONO_DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 // A value that all threads of the block have.
 template <class U>
@@ -57,7 +58,7 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
-constexpr int kPositionsAtOnce = 2;  // of a team of lanes in attention
+constexpr int kRoundsAhead = 2;   // of keys and values in attention, before the first is needed
 
 // PTX 8.3: a 128-bit access is single-copy atomic. System scope where peers write here, too.
 MONO_DEVICE Word load_word(const Word* at) {

@@ -5,7 +5,7 @@
 
 namespace mono::sm_90a {
 template <class T>
-using Workspace = WarpWorkspace<T, arch::kWarps>;
+using Workspace = WarpWorkspace<T, arch::kThreads / kSquad>;
 }
 
 #include "kernel/program.h"

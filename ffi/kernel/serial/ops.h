@@ -140,16 +140,16 @@ void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* i
 }
 
 // Nothing is read ahead: caches and their prefetchers are fast enough.
-struct NoRound {};
+struct NoRounds {};
 template <class T>
-NoRound first_round(const T*, const T*, const Visible&, i32, Shape) {
+NoRounds first_rounds(const T*, const T*, const Visible&, i32, Shape) {
   return {};
 }
 
 // Softmax(q K) V over the visible positions of one split, for all queries of a KV head, into work.parts. All queries see a
 // chunk before the next one comes, so that keys and values pass once through the caches.
 template <class T>
-void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, NoRound) {
+void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, NoRounds) {
   Shape h = s.header;
   if (visible.owned_by(h, split)) store_heads(s, keys, values, visible.position);
   const i32 size = h.head_dim, chunk = h.kv_chunk, queries = h.queries_per_kv;

@@ -1,31 +1,33 @@
-// Softmax(q K) V of one split: every warp works for one query, and its teams of lanes take positions in turn, each with a
-// running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). The teams' parts are joined at
-// the end. Several queries at once would read keys and values less often, but the code of this stage runs once per layer, in
-// few blocks, and takes as long as it is.
+// Softmax(q K) V of one split, for two queries at a time, by squads of 32 lanes. A squad takes a few positions of a chunk, the
+// newest first: teams of lanes multiply the keys, one position each; then every lane adds up its elements of all the values. A
+// squad keeps a running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); what squads have
+// found of a query is joined at the end. The code runs once per layer, in few blocks, and takes as long as it is: so it has few
+// instructions rather than few trips.
 #pragma once
 
 #include "kernel/attention.h"
 
 namespace mono::MONO_VARIANT {
 
-constexpr i32 kUnit = 4;  // weights that a lane loads at once
+constexpr i32 kUnit = 4;  // elements that a lane loads at once
 constexpr i32 kUnits = Shape::head_dim / kUnit;
 static_assert(Shape::head_dim % kUnit == 0, "head_dim must be a multiple of 4");
 
-// Lanes that share a position: as few as leave a query and its output in registers.
+// Lanes that share a position's key: as few as leave it in registers, and a squad's positions in one chunk.
 constexpr i32 team_lanes() {
   i32 lanes = 8;
-  constexpr i32 most = 16;  // elements of a query
-  while (lanes < 32 && (kUnits + lanes - 1) / lanes * kUnit > most) lanes *= 2;
+  constexpr i32 most = 16;  // elements of a key
+  while (lanes < kSquad && ((kUnits + lanes - 1) / lanes * kUnit > most || Shape::kv_chunk % (kSquad / lanes))) lanes *= 2;
   return lanes;
 }
-constexpr i32 kTeam = team_lanes(), kTeamsPerWarp = arch::kWarp / kTeam;
-constexpr i32 kUnitsPerLane = (kUnits + kTeam - 1) / kTeam, kOwn = kUnitsPerLane * kUnit;
+constexpr i32 kTeam = team_lanes(), kTeams = kSquad / kTeam;
+constexpr i32 kKeyUnits = (kUnits + kTeam - 1) / kTeam, kValueUnits = (kUnits + kSquad - 1) / kSquad;
 
-// Warps that share a query, and queries that are worked on at once; a warp may be left over.
-constexpr i32 kQueries = Shape::queries_per_kv;
-constexpr i32 kSharers = arch::kWarps > kQueries ? arch::kWarps / kQueries : 1, kQueriesAtOnce = arch::kWarps / kSharers;
-constexpr i32 kTeams = kSharers * kTeamsPerWarp;  // that share the positions
+// Squads that share the positions for a pair of queries, and pairs that are worked on at once; squads may be left over.
+constexpr i32 kQueries = Shape::queries_per_kv, kPairs = (kQueries + 1) / 2;
+constexpr i32 kSquads = arch::kThreads / kSquad, kSharers = squads_that_share(kSquads, kQueries);
+constexpr i32 kPairsAtOnce = kSquads / kSharers, kRound = kSharers * kTeams;  // positions
+constexpr i32 kAhead = arch::kRoundsAhead;
 
 // So many 16-bit numbers as they lie in memory. Registers hold them as words until they are needed: to take one apart is to
 // wait for it.
@@ -37,171 +39,223 @@ MONO_DEVICE float element(const Unit& unit, i32 k) {
   static_assert(sizeof(T) == 2);
   return arch::to_float(T{u16(unit.words[k / 2] >> (k % 2 * 16))});
 }
-
-// A lane's part of one query: the unnormalised output with its maximum and sum.
-struct Part {
-  float maximum = -kInfinity, sum = 0.0f;
-  float out[kOwn] = {};
+struct alignas(16) Floats {
+  float x[kUnit];
 };
+MONO_DEVICE Floats floats_at(const float* at, i32 unit) { return reinterpret_cast<const Floats*>(at)[unit]; }
 
-// e^(x - maximum), for x not above it; 0 for -infinity.
-MONO_DEVICE float weight_of(float x, float maximum) { return x == -kInfinity ? 0.0f : exp(x - maximum); }
-
-MONO_DEVICE void join(Part& part, int mask) {
-  const float other = arch::swapped(part.maximum, mask), maximum = other > part.maximum ? other : part.maximum;
-  const float own = weight_of(part.maximum, maximum), their = weight_of(other, maximum);
-  part.maximum = maximum;
-  part.sum = part.sum * own + arch::swapped(part.sum, mask) * their;
-  MONO_UNROLLED
-  for (i32 i = 0; i < kOwn; ++i) part.out[i] = part.out[i] * own + arch::swapped(part.out[i], mask) * their;
+constexpr float inverse_root(i32 n) {
+  double root = n;
+  for (i32 i = 0; i < 40; ++i) root = 0.5 * (root + n / root);
+  return float(1.0 / root);
 }
 
-// The k-th element of this lane is element index(k) of the head, if that is below head_dim.
-struct Elements {
-  i32 first = arch::lane() % kTeam * kUnit;
-  MONO_DEVICE i32 index(i32 k) const { return first + k / kUnit * (kTeam * kUnit) + k % kUnit; }
-};
+MONO_DEVICE i32 squad() { return arch::thread() / kSquad; }
+MONO_DEVICE i32 squad_lane() { return arch::thread() % kSquad; }
+MONO_DEVICE float of_squad_lane(float x, i32 lane) { return arch::of_lane(x, arch::lane() / kSquad * kSquad + lane); }
 
-// A lane's parts of the keys and the values that a team works on at once. More than one hide each other's latency.
-constexpr i32 kAtOnce = arch::kPositionsAtOnce;
+// A lane's parts of what its squad works on at once: of its team's key, and of the values of all teams' positions.
 struct Round {
-  Unit key[kAtOnce][kUnitsPerLane], value[kAtOnce][kUnitsPerLane];
+  Unit key[kKeyUnits], value[kTeams][kValueUnits];
+};
+struct Rounds {
+  Round of[kAhead];
 };
 
-// Which positions a split's teams take.
+// Which positions of a split a squad takes in the round from `begin` on: so many, from `newest` down.
+struct Run {
+  i32 newest, count;  // may be negative
+};
 struct Positions {
   Visible visible;
-  i32 first, count;  // chunk; positions, visible or not
-  i32 team;
+  i32 last;  // chunk of the split
 
-  MONO_DEVICE Positions(const Visible& v, Shape h, i32 split)
-      : visible(v), first(v.first_of(h, split)), team(arch::warp() % kSharers * kTeamsPerWarp + arch::lane() / kTeam) {
-    count = ((visible.last_chunk - first) / h.kv_splits + 1) * h.kv_chunk;
+  MONO_DEVICE Positions(const Visible& v, Shape h, i32 split) : visible(v) {
+    last = v.last_chunk - (v.last_chunk % h.kv_splits - split + h.kv_splits) % h.kv_splits;
   }
-  // The n-th position of this thread's team in the round from `begin` on, or -1 where there is none.
-  MONO_DEVICE i32 of_team(i32 begin, i32 n) const {
-    const i32 i = begin + n * kTeams + team;
-    const i32 p = (first + i / Shape::kv_chunk * Shape::kv_splits) * Shape::kv_chunk + i % Shape::kv_chunk;
-    return i < count && p >= visible.first && p <= visible.position ? p : -1;
+  MONO_DEVICE i32 chunk(i32 i) const { return last - i / Shape::kv_chunk * Shape::kv_splits; }
+  MONO_DEVICE bool any(i32 begin) const { return chunk(begin) >= visible.first_chunk; }
+  MONO_DEVICE Run run(i32 begin) const {
+    const i32 i = begin + squad() % kSharers * kTeams, start = chunk(i) * Shape::kv_chunk;
+    const i32 end = chunk(i) == visible.last_chunk ? visible.position : start + Shape::kv_chunk - 1;
+    const i32 first = visible.first > start ? visible.first : start, newest = end - i % Shape::kv_chunk;
+    return {newest, newest - first + 1};
   }
-  // Asks for what the cache has of it: the token's own position is not there yet.
+  // Asks for what the cache has of them: the token's own position is not there yet.
   template <class T>
   MONO_DEVICE Round load(const T* keys, const T* values, i32 begin) const {
     Round round{};
-    const Elements own;
+    const Run of = run(begin);
+    const i32 own = squad_lane(), first = of.newest == visible.position, team = own / kTeam;
+    const T* key = keys + i64(of.newest - team) * Shape::head_dim + own % kTeam * kUnit;
+    const T* value = values + i64(of.newest) * Shape::head_dim + own * kUnit;
     MONO_UNROLLED
-    for (i32 n = 0; n < kAtOnce; ++n) {
-      const i32 p = of_team(begin, n);
-      if (p < 0 || p == visible.position) continue;
+    for (i32 u = 0; u < kKeyUnits; ++u)
+      if (team >= first && team < of.count && own % kTeam + u * kTeam < kUnits)
+        round.key[u] = *reinterpret_cast<const Unit*>(key + u * kTeam * kUnit);
+    MONO_UNROLLED
+    for (i32 n = 0; n < kTeams; ++n)
       MONO_UNROLLED
-      for (i32 u = 0; u < kUnitsPerLane; ++u) {
-        const i64 at = i64(p) * Shape::head_dim + own.index(u * kUnit);
-        if (own.index(u * kUnit) >= Shape::head_dim) continue;
-        round.key[n][u] = *reinterpret_cast<const Unit*>(keys + at);
-        round.value[n][u] = *reinterpret_cast<const Unit*>(values + at);
-      }
-    }
+      for (i32 u = 0; u < kValueUnits; ++u)
+        if (n >= first && n < of.count && own + u * kSquad < kUnits)
+          round.value[n][u] = *reinterpret_cast<const Unit*>(value - n * Shape::head_dim + u * kSquad * kUnit);
     return round;
   }
 };
 
 template <class T>
-MONO_DEVICE Round first_round(const T* keys, const T* values, const Visible& visible, i32 split, Shape h) {
-  return Positions(visible, h, split).load(keys, values, 0);
+MONO_DEVICE Rounds first_rounds(const T* keys, const T* values, const Visible& visible, i32 split, Shape h) {
+  const Positions positions(visible, h, split);
+  Rounds rounds;
+  MONO_UNROLLED
+  for (i32 r = 0; r < kAhead; ++r) rounds.of[r] = positions.load(keys, values, r * kRound);
+  return rounds;
 }
 
-// Leaves every sharer's part of every query in near memory: [sharers, queries, head_dim + 2].
+// What a squad has found of a query, in near memory: [sharers, queries], each its weight among the sharers, its maximum, its
+// sum, the maximum of all sharers, and the unnormalised output.
+constexpr i32 kPart = part_floats(Shape::head_dim);
 template <class T>
-MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Round round) {
+MONO_DEVICE float* part_of(const BlockState<T>& s, i32 sharer, i32 query) {
+  return reinterpret_cast<float*>(s.scratch.activations) + (sharer * kQueries + query) * kPart;
+}
+
+template <class T>
+MONO_DEVICE void attend(BlockState<T>& s, T* keys, T* values, const Visible& visible, i32 split, Rounds rounds) {
   constexpr i32 kSize = Shape::head_dim;
-  const float scale = 1.0f / arch::sqrt(float(kSize));
-  const float* own = s.scratch.query + kQueries * kSize;  // the position's key, rounded already, and value
+  constexpr float kScale = inverse_root(kSize), kLowest = -3.402823466e38f;  // finite, so that nothing is infinity - infinity
+  const float *own_key = s.scratch.query + kQueries * kSize, *own_value = own_key + kSize;  // the key is rounded already
   const Positions positions(visible, s.header, split);
-  const Elements of_lane;
+  const i32 own = squad_lane(), team = own / kTeam, mine = own % 2;  // a lane looks after one query's maximum and sum
   MONO_ROLLED
-  for (i32 g = arch::warp() / kSharers; g < kQueries; g += kQueriesAtOnce) {
-    float query[kOwn];
-    Part part;
-    MONO_UNROLLED
-    for (i32 k = 0; k < kOwn; ++k) query[k] = of_lane.index(k) < kSize ? s.scratch.query[g * kSize + of_lane.index(k)] * scale : 0.0f;
-    // All lanes go round equally often, because a team's meet in shuffles.
+  for (i32 pair = squad() / kSharers; pair < kPairs; pair += kPairsAtOnce) {
+    const i32 queries[2] = {2 * pair, 2 * pair + 1 < kQueries ? 2 * pair + 1 : 2 * pair};
+    float maximum = kLowest, sum = 0.0f, out[2][kValueUnits * kUnit] = {};
+    // All squads go round equally often, because lanes meet in shuffles.
     MONO_ROLLED
-    for (i32 begin = 0; begin < positions.count; begin += kAtOnce * kTeams) {
-      float score[kAtOnce], value[kAtOnce][kOwn], maximum = part.maximum;
+    for (i32 begin = 0; positions.any(begin); begin += kRound) {
+      const Run run = positions.run(begin);
+      const Round& round = rounds.of[0];
+      float key[kKeyUnits * kUnit], value[kTeams][kValueUnits * kUnit];
       MONO_UNROLLED
-      for (i32 n = 0; n < kAtOnce; ++n) {
-        const bool newest = positions.of_team(begin, n) == visible.position;
-        score[n] = 0.0f;
+      for (i32 k = 0; k < kKeyUnits * kUnit; ++k) key[k] = element<T>(round.key[k / kUnit], k % kUnit);
+      MONO_UNROLLED
+      for (i32 n = 0; n < kTeams; ++n)
         MONO_UNROLLED
-        for (i32 k = 0; k < kOwn; ++k) {
-          float key = element<T>(round.key[n][k / kUnit], k % kUnit);
-          value[n][k] = element<T>(round.value[n][k / kUnit], k % kUnit);
-          if (newest) {
-            key = of_lane.index(k) < kSize ? own[of_lane.index(k)] : 0.0f;
-            value[n][k] = of_lane.index(k) < kSize ? arch::rounded<T>(own[kSize + of_lane.index(k)]) : 0.0f;
-          }
-          score[n] += query[k] * key;
+        for (i32 k = 0; k < kValueUnits * kUnit; ++k) value[n][k] = element<T>(round.value[n][k / kUnit], k % kUnit);
+      if (run.newest == visible.position) {
+        MONO_UNROLLED
+        for (i32 k = 0; k < kKeyUnits * kUnit; ++k) {
+          const i32 unit = own % kTeam + k / kUnit * kTeam;
+          if (team == 0 && unit < kUnits) key[k] = floats_at(own_key, unit).x[k % kUnit];
+        }
+        MONO_UNROLLED
+        for (i32 k = 0; k < kValueUnits * kUnit; ++k) {
+          const i32 unit = own + k / kUnit * kSquad;
+          if (unit < kUnits) value[0][k] = arch::rounded<T>(floats_at(own_value, unit).x[k % kUnit]);
         }
       }
-      if (begin + kAtOnce * kTeams < positions.count) round = positions.load(keys, values, begin + kAtOnce * kTeams);
-      MONO_UNROLLED
-      for (i32 n = 0; n < kAtOnce; ++n) {
-        for (i32 mask = kTeam / 2; mask; mask /= 2) score[n] += arch::swapped(score[n], mask);
-        if (positions.of_team(begin, n) < 0) score[n] = -kInfinity;
-        maximum = score[n] > maximum ? score[n] : maximum;
-      }
-      const float shrink = weight_of(part.maximum, maximum);
-      part.maximum = maximum;
-      part.sum *= shrink;
-      MONO_UNROLLED
-      for (i32 k = 0; k < kOwn; ++k) part.out[k] *= shrink;
-      MONO_UNROLLED
-      for (i32 n = 0; n < kAtOnce; ++n) {
-        const float weight = weight_of(score[n], maximum);
-        part.sum += weight;
+      auto product = [&](i32 query) {
+        float sum = 0.0f;
         MONO_UNROLLED
-        for (i32 k = 0; k < kOwn; ++k) part.out[k] += weight * value[n][k];
+        for (i32 u = 0; u < kKeyUnits; ++u) {
+          const i32 unit = own % kTeam + u * kTeam;
+          if (unit >= kUnits) continue;
+          const Floats of = floats_at(s.scratch.query + query * kSize, unit);
+          MONO_UNROLLED
+          for (i32 k = 0; k < kUnit; ++k) sum += of.x[k] * key[u * kUnit + k];
+        }
+        return sum;
+      };
+      // Each lane adds up the products of its own query: it gets its neighbour's and gives those of the other.
+      const float left = product(queries[0]), right = product(queries[1]);
+      float score = (mine ? right : left) + arch::swapped(mine ? left : right, 1);
+      MONO_UNROLLED
+      for (i32 mask = 2; mask < kTeam; mask *= 2) score += arch::swapped(score, mask);
+      score = team < run.count ? score * kScale : -kInfinity;
+      float highest = score > maximum ? score : maximum;
+      MONO_UNROLLED
+      for (i32 mask = kTeam; mask < kSquad; mask *= 2) {
+        const float other = arch::swapped(highest, mask);
+        highest = other > highest ? other : highest;
       }
+      if (begin > 0) {
+        const float shrink = exp_below(maximum - highest);
+        sum *= shrink;
+        MONO_UNROLLED
+        for (i32 q = 0; q < 2; ++q) {
+          const float of_query = of_squad_lane(shrink, q);
+          MONO_UNROLLED
+          for (float& x : out[q]) x *= of_query;
+        }
+      }
+      maximum = highest;
+      const float weight = exp_below(score - highest);
+      float weights = weight;
+      MONO_UNROLLED
+      for (i32 mask = kTeam; mask < kSquad; mask *= 2) weights += arch::swapped(weights, mask);
+      sum += weights;
+      MONO_UNROLLED
+      for (i32 n = 0; n < kTeams; ++n)
+        MONO_UNROLLED
+        for (i32 q = 0; q < 2; ++q) {
+          const float of_query = of_squad_lane(weight, n * kTeam + q);
+          MONO_UNROLLED
+          for (i32 k = 0; k < kValueUnits * kUnit; ++k) out[q][k] += of_query * value[n][k];
+        }
+      if (!positions.any(begin + kRound)) continue;
+      MONO_UNROLLED
+      for (i32 r = 0; r + 1 < kAhead; ++r) rounds.of[r] = rounds.of[r + 1];
+      rounds.of[kAhead - 1] = positions.load(keys, values, begin + kAhead * kRound);
     }
-    if (g + kQueriesAtOnce < kQueries) round = positions.load(keys, values, 0);
-    MONO_ROLLED
-    for (i32 mask = kTeam; mask < arch::kWarp; mask *= 2) join(part, mask);
-    if (arch::lane() >= kTeam) continue;
-    float* to = reinterpret_cast<float*>(s.scratch.activations) + (arch::warp() % kSharers * kQueries + g) * (kSize + 2);
-    if (arch::lane() == 0) {
-      to[0] = part.maximum;
-      to[1] = part.sum;
+    if constexpr (kPairs > kPairsAtOnce) rounds = first_rounds(keys, values, visible, split, s.header);
+    const i32 sharer = squad() % kSharers;
+    if (own < 2) {
+      float* to = part_of(s, sharer, mine ? queries[1] : queries[0]);
+      to[1] = maximum;
+      to[2] = sum;
     }
     MONO_UNROLLED
-    for (i32 k = 0; k < kOwn; ++k)
-      if (of_lane.index(k) < kSize) to[2 + of_lane.index(k)] = part.out[k];
+    for (i32 q = 0; q < 2; ++q)
+      MONO_UNROLLED
+      for (i32 u = 0; u < kValueUnits; ++u)
+        if (own + u * kSquad < kUnits) {
+          const float* x = out[q] + u * kUnit;
+          reinterpret_cast<Floats*>(part_of(s, sharer, queries[q]) + 4)[own + u * kSquad] = {{x[0], x[1], x[2], x[3]}};
+        }
+  }
+  arch::sync();
+  // The last threads, because the first store heads.
+  MONO_ROLLED
+  for (i32 i = arch::kThreads - 1 - arch::thread(); i < kSharers * kQueries; i += arch::kThreads) {
+    float maximum = kLowest, *part = part_of(s, 0, i);
+    MONO_UNROLLED
+    for (i32 k = 0; k < kSharers; ++k) {
+      const float other = part_of(s, k, i % kQueries)[1];
+      maximum = other > maximum ? other : maximum;
+    }
+    part[0] = exp_below(part[1] - maximum);
+    part[3] = maximum;
   }
   if (visible.owned_by(s.header, split)) store_heads(s, keys, values, visible.position);
   arch::sync();
 }
 
-// The w-th word of a query's part, joined from all sharers'.
+// The w-th word of a query's part, joined from all sharers'. They lie there as words do: one with maximum and sum, then the
+// output.
 template <class T>
 MONO_DEVICE void attention_payload(const BlockState<T>& s, i32 query, i32 w, float (&payload)[kFloatsPerWord]) {
-  constexpr i32 kSize = Shape::head_dim, kStride = kQueries * (kSize + 2);
-  const float* near = reinterpret_cast<const float*>(s.scratch.activations) + query * (kSize + 2);
-  float maximum = -kInfinity, sum = 0.0f;
+  static_assert(kPartHead == 1 && kFloatsPerWord == 3);
+  constexpr i32 kTogether = kSharers < 4 ? kSharers : 4;
   MONO_ROLLED
-  for (i32 i = 0; i < kSharers; ++i) maximum = near[i * kStride] > maximum ? near[i * kStride] : maximum;
-  MONO_ROLLED
-  for (i32 i = 0; i < kSharers; ++i) {
-    const float* of = near + i * kStride;
-    const float weight = weight_of(of[0], maximum);
-    sum += weight * of[1];
-    for (i32 k = 0; k < kFloatsPerWord; ++k) {
-      const i32 at = (w - 1) * kFloatsPerWord + k;
-      if (at >= 0 && at < kSize) payload[k] += weight * of[2 + at];
-    }
+  for (i32 i = 0; i < kSharers; i += kTogether) {
+    const float* part = part_of(s, i, query);
+    MONO_UNROLLED
+    for (i32 k = 0; k < kTogether; ++k)
+      for (i32 j = 0; j < kFloatsPerWord; ++j)
+        payload[j] += part[k * kQueries * kPart] * part[k * kQueries * kPart + w * kFloatsPerWord + 1 + j];
   }
-  if (w == 0) {
-    payload[0] = maximum;
-    payload[1] = sum;
-  }
+  if (w == 0) payload[0] = part_of(s, 0, query)[3];
 }
 
 }  // namespace mono::MONO_VARIANT

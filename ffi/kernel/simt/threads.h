@@ -1,5 +1,5 @@
 // Threads of a GPU block: sharing out work and agreeing on results. Included by the architecture headers, which supply
-// thread(), sync(), kWarp and shuffle_xor().
+// thread(), sync(), kWarp, shuffle() and shuffle_xor().
 #pragma once
 
 namespace mono::MONO_VARIANT::arch {
@@ -27,6 +27,14 @@ template <class U>
 MONO_DEVICE U swapped(const U& value, int mask) {
   auto registers = __builtin_bit_cast(Registers<U>, value);
   for (int i = 0; i < Registers<U>::kCount; ++i) registers.values[i] = shuffle_xor(registers.values[i], mask);
+  return __builtin_bit_cast(U, registers);
+}
+
+// The value that another lane of the warp has.
+template <class U>
+MONO_DEVICE U of_lane(const U& value, int from) {
+  auto registers = __builtin_bit_cast(Registers<U>, value);
+  for (int i = 0; i < Registers<U>::kCount; ++i) registers.values[i] = shuffle(registers.values[i], from);
   return __builtin_bit_cast(U, registers);
 }
 

@@ -15,16 +15,18 @@ struct TileWork {
   i32 first_lane;  // of the block's tiles
 };
 
-template <class T, i32 kWarps>
+template <class T, i32 kSquads>
 struct WarpWorkspace {
   float* partial;   // [kMaxPieces, tile rows] products of pieces
   float* joins;     // see join_floats; these share their memory, since each is done with before the next is needed
   u64* bins;        // for selection
   TileWork* tiles;  // [stages]
 
-  // Partial softmaxes lie where activations do at other times: head_dim + 2 floats for every query and every warp that shares it.
+  // Partial softmaxes lie where activations do at other times: for every query one of every squad that shares it. The last of
+  // them is read as whole words.
   MONO_DEVICE static i64 kernel_bytes(const Header& h) {
-    return larger(kWarps, h.queries_per_kv) * (h.head_dim + 2) * i64(sizeof(float));
+    const i64 parts = squads_that_share(kSquads, h.queries_per_kv) * h.queries_per_kv;
+    return (parts * part_floats(h.head_dim) + h.floats_per_word) * i64(sizeof(float));
   }
   MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block&) {
     carve(partial, larger(larger(i64(kMaxPieces) * h.tile_rows, 2 * 256), join_floats(h, d)));

@@ -133,16 +133,17 @@ MONO_DEVICE const U& agreed(const U& value) {
 MONO_DEVICE u32 uniform(u32 value) { return value; }
 MONO_DEVICE u64 uniform(u64 value) { return value; }
 using Known = i32;  // a number that all of them have
-MONO_DEVICE u32 shuffle_xor(u32 value, int mask) {
+MONO_DEVICE u32 shuffle(u32 value, int from) {
   Fibers& all = fibers();
   const int index = all.index();
   Fibers::Barrier& warp = all.warps[index / kWarp];
   all.exchanged[index] = value;
   all.meet(warp, kWarp);
-  const u32 other = all.exchanged[index ^ mask];
+  const u32 other = all.exchanged[index / kWarp * kWarp + from];
   all.meet(warp, kWarp);
   return other;
 }
+MONO_DEVICE u32 shuffle_xor(u32 value, int mask) { return shuffle(value, thread() % kWarp ^ mask); }
 MONO_DEVICE u32* reduce_buffer() { return fibers().reduced; }
 MONO_DEVICE void add(u64* at, u64 value) { *at += value; }
 MONO_DEVICE void set_bits(u32* at, u32 bits) { *at |= bits; }
@@ -157,7 +158,7 @@ namespace mono::MONO_VARIANT::arch {
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
-constexpr int kWordsInFlight = 4, kPositionsAtOnce = 2;
+constexpr int kWordsInFlight = 4, kRoundsAhead = 2;
 
 // Which words this block has loaded and stored so far, if the entry wants to know.
 struct Accesses {

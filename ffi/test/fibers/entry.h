@@ -11,7 +11,7 @@
 
 namespace mono::fibers {
 template <class T>
-using Workspace = WarpWorkspace<T, arch::kWarps>;
+using Workspace = WarpWorkspace<T, arch::kThreads / kSquad>;
 }
 
 #include "kernel/program.h"
