@@ -105,12 +105,12 @@ struct Link {
     return wait_long(control, failed, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
   }
 
-  // Waits for some words of this token, null for none. They are asked for together, because each takes a round trip; where
-  // one is missing, for that one first, and then for all again.
+  // Waits for some words of this token, null for none. They are asked for together, because each takes a round trip: as long as
+  // one is missing all are, for a while, and then only the missing one until it is there.
   template <i32 kCount>
   MONO_DEVICE void wait_for(arch::Word (&words)[kCount], const arch::Word* const (&at)[kCount], Channel channel, i32 layer) {
     MONO_ROLLED
-    for (;;) {
+    for (i32 looks = 0;; ++looks) {
       const arch::Word* missing = nullptr;
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
@@ -118,7 +118,12 @@ struct Link {
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
         if (at[k] && !has_arrived(words[k])) missing = at[k];
-      if (!missing || !has_arrived(wait_on(missing, channel, layer))) return;
+      if (!missing) return;
+      if (looks < arch::kLooksAtAll) {
+        arch::pause();
+      } else if (!has_arrived(wait_on(missing, channel, layer))) {
+        return;
+      }
     }
   }
 

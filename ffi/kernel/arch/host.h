@@ -55,6 +55,7 @@ using Word = u64;
 constexpr int kFloatsPerWord = 1;
 template <class T>
 constexpr int kWeightsPerWord = 1;
+constexpr int kLooksAtAll = 0;  // whoever waits has something else to do
 constexpr int kWordsInFlight = 8;  // loads of one thread before it looks at the first
 
 // Atomic, with no ordering of its own: a word carries everything that its reader needs.

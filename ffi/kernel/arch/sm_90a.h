@@ -58,6 +58,7 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
+constexpr int kLooksAtAll = 64;    // before a thread polls one word alone: as long as the longest of usual waits
 constexpr int kRoundsAhead = 2;   // of keys and values in attention, before the first is needed
 
 // PTX 8.3: a 128-bit access is single-copy atomic. System scope where peers write here, too.

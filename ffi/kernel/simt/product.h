@@ -7,6 +7,9 @@ namespace mono::MONO_VARIANT {
 
 MONO_DEVICE bool row_parallel(i32 stage) { return stage == kO || stage == kDown; }
 
+// Lanes of a device: so many parts a tile of a row parallel stage has.
+constexpr i32 kOwnLanes = Shape::num_lanes > 1 ? Shape::num_lanes / Shape::num_devices : 1;
+
 template <class T>
 MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& share) {
   arch::for_each(kStages, [&](i32 i) {
@@ -15,8 +18,8 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
     const i32 chunks = stage.width / arch::kTileCols;
     tiles.chunks = piece_chunks(chunks, kSlotChunks, Shape::compressed);
     tiles.pieces = tiles.chunks ? chunks / tiles.chunks : 0;
-    tiles.parts = row_parallel(i) ? stage.lanes : 1;
-    tiles.round = tiles.pieces ? kMaxPieces / (tiles.parts * tiles.pieces) : 0;
+    tiles.per_piece = tiles.pieces ? i32(kOnePiece) / tiles.pieces + 1 : 0;
+    tiles.round = tiles.pieces ? kMaxPieces / ((row_parallel(i) ? stage.lanes : 1) * tiles.pieces) : 0;
     tiles.first_lane = touched_lanes(stage, share.shares[i]).first;
   });
 }
@@ -26,39 +29,31 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
 template <class T>
 MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work, Span run, const T* activations,
                                        float* partial, float* out, i32 part_stride, arch::Pump pump) {
-  const i32 chunks = work.chunks, pieces = work.pieces, parts = work.parts, per_tile = parts * pieces;
-  const i32 width = stage.width, tiles_per_lane = stage.tiles_per_lane;
-  // Which piece of which part of which tile, and the tile's lane: counted on.
-  i32 lane = 0;
+  const i32 chunks = work.chunks, pieces = work.pieces, width = stage.width, tiles_per_lane = stage.tiles_per_lane;
+  const bool by_lane = part_stride != 0;  // a tile has a part for every lane
+  const i32 per_tile = by_lane ? kOwnLanes * pieces : pieces;
+  i32 lane = 0;  // of a tile that has one part: counted on
   MONO_ROLLED
   for (i32 begin = 0; begin < run.count; begin += work.round) {
     const i32 tiles = run.count - begin < work.round ? run.count - begin : work.round;
-    i32 tile = 0, part = 0, k = pump.first();
     MONO_ROLLED
-    for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps, k += arch::kWarps) {
+    for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps) {
+      const i32 part = i32(u32(p * work.per_piece) / kOnePiece), k = p - part * pieces;  // of all tiles' parts, and its piece
       MONO_ROLLED
-      for (; k >= pieces; k -= pieces)
-        if (++part == parts) part = 0, ++tile;
-      MONO_ROLLED
-      while (run.first + begin + tile >= (work.first_lane + lane + 1) * tiles_per_lane) ++lane;
-      const T* x = activations + (part_stride ? part : lane) * width + k * chunks * arch::kTileCols;
+      while (!by_lane && run.first + begin + part >= (work.first_lane + lane + 1) * tiles_per_lane) ++lane;
+      const T* x = activations + (by_lane ? part % kOwnLanes : lane) * width + k * chunks * arch::kTileCols;
       const float y = pump.dot(p, x, chunks);
       if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
     }
     pump.advance(tiles * per_tile);
     arch::sync();
-    // A thread's next value is kThreads rows on; where that is, is counted, too.
-    MONO_ROLLED
-    for (i32 i = arch::thread(), tile = 0, part = i / arch::kTileRows; i < tiles * parts * arch::kTileRows;
-         i += arch::kThreads, part += arch::kThreads / arch::kTileRows) {
-      MONO_ROLLED
-      for (; part >= parts; part -= parts) ++tile;
-      const i32 r = i % arch::kTileRows;
+    arch::for_each(tiles * (by_lane ? kOwnLanes : 1) * arch::kTileRows, [&](i32 i) {
+      const i32 part = i / arch::kTileRows, r = i % arch::kTileRows, tile = by_lane ? part / kOwnLanes : part;
       float sum = 0.0f;
       MONO_ROLLED
-      for (i32 k = 0; k < pieces; ++k) sum += partial[(i / arch::kTileRows * pieces + k) * arch::kTileRows + r];
-      out[part * part_stride + (begin + tile) * arch::kTileRows + r] = sum;
-    }
+      for (i32 k = 0; k < pieces; ++k) sum += partial[(part * pieces + k) * arch::kTileRows + r];
+      out[(part - tile * (by_lane ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r] = sum;
+    });
     arch::sync();
   }
   return pump;

@@ -6,11 +6,14 @@
 
 namespace mono::MONO_VARIANT {
 
+constexpr u32 kOnePiece = 1 << 16;
+static_assert(u32(kMaxPieces * kMaxPieces) < kOnePiece, "n * (kOnePiece / pieces + 1) / kOnePiece is n / pieces");
+
 // How a block's tiles of one stage are multiplied; divisions take long, so they are done once.
 struct TileWork {
   i32 chunks;      // of a piece
   i32 pieces;      // of a part
-  i32 parts;       // of a tile: one per lane in a row parallel stage, else one
+  i32 per_piece;   // a bit more than kOnePiece / pieces: numbers up to kMaxPieces times this give parts
   i32 round;       // tiles multiplied between two barriers of the block
   i32 first_lane;  // of the block's tiles
 };
