@@ -186,7 +186,7 @@ def resident_call(
         top_n: Alternatives to report per token.
         want_logits: Whether scoring returns all logits.
         mesh: None runs all devices of the plan in one call on one JAX device (lane threads); a 1-D mesh with axis
-            ``devices`` runs one call per JAX device.
+            ``devices`` runs one call per JAX device, each with its share of the plan's devices.
         lost: Fault injection for tests.
 
     Returns:
@@ -212,16 +212,16 @@ def resident_call(
         return CallResult(*(value[0] for value in same), logits, k_cache, v_cache)
 
     def on_device(per_device: tuple[Array, ...], shared: tuple[Array, ...]) -> tuple[Array, ...]:
-        index = jax.lax.axis_index(AXIS).astype(jnp.int32)[None]
-        *same, logits, k_cache, v_cache = call(index, per_device, shared)
-        return *(value[0] for value in same), jax.lax.all_gather(logits[0], AXIS), k_cache, v_cache
+        first = (jax.lax.axis_index(AXIS) * per_device[0].shape[0]).astype(jnp.int32)[None]
+        *same, logits, k_cache, v_cache = call(first, per_device, shared)
+        return *(value[0] for value in same), jax.lax.all_gather(logits, AXIS, tiled=True), k_cache, v_cache
 
     specs = {"in_specs": (cut, whole), "out_specs": (*[whole] * 6, cut, cut)}
     return CallResult(*jax.shard_map(on_device, mesh=mesh, **specs, check_vma=False)(per_device, shared))
 
 
 def _local_call(
-    index: Array,
+    first: Array,
     per_device: tuple[Array, ...],
     shared: tuple[Array, ...],
     dtype: jnp.dtype,
@@ -261,7 +261,7 @@ def _local_call(
         input_output_aliases={5: 6, 6: 7},
     )
     return call(
-        *(layers, head, constants, embed, rope, k_cache, v_cache, *request, index),
+        *(layers, head, constants, embed, rope, k_cache, v_cache, *request, first),
         plan=plan_record(plan),
         mode=np.int32(mode),
         weights=np.int32(list(STORAGE).index(dtype.name)),

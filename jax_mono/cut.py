@@ -41,6 +41,21 @@ def default_devices(config: ModelConfig, on_cpu: bool = True) -> int:
     return math.gcd(lanes.count, settings.cores()) if settings.blocks() is None else 1
 
 
+_MOST_GROUPS = 4
+"""Of a GPU in a mesh: with more, sums between them outweigh shorter hand-offs."""
+
+
+def devices_in_mesh(config: ModelConfig, mesh: Mesh, on_cpu: bool) -> int:
+    """Devices of the plan over a mesh unless asked otherwise; each JAX device gets equally many.
+
+    One on a CPU device. A GPU gets groups of blocks as it does alone, as far as there are lanes.
+    """
+    lanes = config.lanes
+    if on_cpu or not lanes or not lanes.delay or lanes.count % mesh.size:
+        return mesh.size
+    return mesh.size * math.gcd(lanes.count // mesh.size, _MOST_GROUPS)
+
+
 def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | None = None) -> int:
     """Blocks per device unless asked otherwise: one per core or multiprocessor, at most what the model can employ.
 
@@ -123,7 +138,7 @@ def plan_for(
     Args:
         config: The model.
         device: Where it is to run; with a mesh, the first device of that.
-        devices: Devices that share the model, or None for what is best; a mesh sets it.
+        devices: Devices that share the model, or None for what is best; over a mesh a multiple of its size.
         blocks: Blocks per device, or None for what is best.
         mesh: For one call per JAX device, or None.
         tile: How tiles lie on tapes; None for plain ones.
@@ -136,13 +151,16 @@ def plan_for(
         NativeError: The GPU cannot be used.
     """
     on_cpu = device.platform == "cpu"
-    if mesh is not None:
-        devices = mesh.devices.size
     if devices is None:
-        devices = default_devices(config, on_cpu) if blocks is None else 1
+        if mesh is not None:
+            devices = devices_in_mesh(config, mesh, on_cpu) if blocks is None else mesh.size
+        else:
+            devices = default_devices(config, on_cpu) if blocks is None else 1
+    if mesh is not None and devices % mesh.size:
+        raise ConfigError(f"{devices} devices do not divide over the {mesh.size} of the mesh; use a multiple of that")
     gpu = None if on_cpu else gpus.gpu_of(device)
     if blocks is None:
-        sharing = devices if mesh is None or on_cpu else 1
+        sharing = devices if mesh is None or on_cpu else devices // mesh.size
         blocks = default_blocks(config, sharing, None if gpu is None else gpu.multiprocessors)
     topology = None if gpu is None else gpus.topology_of(gpu)
     target = target_of(device)

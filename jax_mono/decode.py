@@ -20,7 +20,7 @@ from jax_mono.call import CallRequest, LostHandoff, Mode, resident_call
 from jax_mono.models import layers as reference
 from jax_mono.models.rope import rope_table
 from jax_mono.plan import Plan
-from jax_mono.prefill import AXIS, prefill_chunk
+from jax_mono.prefill import AXIS, GROUPS, prefill_chunk
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.tape import Tapes, storage
 
@@ -287,16 +287,21 @@ def prefill(
     attend = fused_attention.attend if fused else reference.attend
     chunk = min(most, FUSED_PREFILL_CHUNK if fused else PREFILL_CHUNK)
 
-    def on_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, Array]:
+    axes = (GROUPS,) if mesh is None else (AXIS, GROUPS)
+
+    def on_device(shares: tuple[Array, ...], first: Array, whole: tuple[Array, ...]) -> tuple[Array, Array]:
         layers, constants, k, v = shares
         embed, rope, tokens, fed, stop = whole
+        place = {"axes": axes, "index": first + jax.lax.axis_index(GROUPS)}
 
         def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             start, k, v = state
             positions = start + jnp.arange(chunk, dtype=jnp.int32)
             some = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
             positions = jnp.where(positions < stop, positions, cache.capacity)
-            k, v = prefill_chunk(plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype, attend)
+            k, v = prefill_chunk(
+                plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype, attend, **place
+            )
             return start + chunk, k, v
 
         _, k, v = jax.lax.while_loop(lambda state: state[0] < stop, run, (fed, k, v))
@@ -304,14 +309,15 @@ def prefill(
 
     shares = (tapes.layers, tapes.constants, cache.k, cache.v)
     whole = (tapes.embed, rope, tokens, cache.fed, jnp.asarray(stop, jnp.int32))
+    groups = jax.vmap(on_device, in_axes=(0, None, None), axis_name=GROUPS)
     if mesh is None:
-        return jax.vmap(on_device, in_axes=(0, None), axis_name=AXIS)(shares, whole)
+        return groups(shares, jnp.int32(0), whole)
 
-    def per_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(out[None] for out in on_device(tuple(share[0] for share in shares), whole))
+    def on_jax_device(shares: tuple[Array, ...], whole: tuple[Array, ...]) -> tuple[Array, ...]:
+        return groups(shares, jax.lax.axis_index(AXIS) * len(shares[0]), whole)
 
     specs = {"in_specs": (P(AXIS), P()), "out_specs": P(AXIS)}
-    return jax.shard_map(per_device, mesh=mesh, **specs, check_vma=False)(shares, whole)
+    return jax.shard_map(on_jax_device, mesh=mesh, **specs, check_vma=False)(shares, whole)
 
 
 def _seed(key: Array) -> Array:

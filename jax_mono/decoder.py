@@ -146,8 +146,8 @@ class Decoder:
                 has work for them.
             context: See :class:`Decoder`.
             tokenizer: See :class:`Decoder`.
-            mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``. Without one, all runs
-                on JAX's default device.
+            mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; ``devices`` is then a multiple of its
+                size, and None takes what is best there. Without one, all runs on JAX's default device.
             compress: Whether bfloat16 weights take 12 bits each on the tapes, without loss; see
                 :mod:`jax_mono.compression`. None compresses where that is faster and these weights allow it; if they
                 turn out not to, they are read twice.

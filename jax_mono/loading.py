@@ -42,7 +42,7 @@ def load(
             of blocks of one GPU. None takes what is best there.
         blocks: Blocks per device (threads on the CPU); None takes this process's cores or the GPU's multiprocessors.
         context: Tokens that a conversation may have; None takes the model's longest context.
-        mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; sets ``devices``.
+        mesh: A 1-D mesh with axis ``devices`` for one call per JAX device; ``devices`` is then a multiple of its size.
         compress: Whether bfloat16 weights take 12 bits each, without loss; None where that is faster and possible.
         on_tensor: Called after each tensor with its path and size in bytes.
 

@@ -54,8 +54,8 @@ def pack(
         plan: The plan; its configuration must be the source's.
         source: The checkpoint, read one tensor at a time.
         dtype: float32, bfloat16 or float16, of the tapes and of the KV cache.
-        mesh: A 1-D mesh with axis ``devices`` puts each device's tapes on its device; None puts all on the default
-            device.
+        mesh: A 1-D mesh with axis ``devices`` puts each of its devices' share on that device; None puts all on the
+            default device.
         on_tensor: Progress callback.
 
     Returns:
@@ -209,14 +209,19 @@ def home() -> jax.Device:
     return jax.local_devices(backend=chosen)[0]  # the name of a platform, or None for the usual one
 
 
-def mesh_devices(mesh: Mesh, expected: int) -> list[jax.Device]:
-    """The devices of a 1-D mesh in order.
+def mesh_devices(mesh: Mesh, shared_by: int) -> list[jax.Device]:
+    """The devices of a 1-D mesh in order, each for as many of a plan's devices.
+
+    Args:
+        mesh: The mesh.
+        shared_by: Devices of the plan.
 
     Raises:
         ConfigError: The mesh has another shape or axis name.
     """
-    if mesh.axis_names != (AXIS,) or mesh.devices.shape != (expected,):
+    if mesh.axis_names != (AXIS,) or shared_by % mesh.size:
         raise ConfigError(
-            f"the mesh has axes {dict(mesh.shape)}, the plan needs one axis {AXIS!r} of {expected} devices"
+            f"the mesh has axes {dict(mesh.shape)}, the plan needs one axis {AXIS!r} of {shared_by} devices, or of a "
+            "number that divides that"
         )
     return list(mesh.devices)

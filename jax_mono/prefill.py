@@ -1,8 +1,8 @@
 """Prefill: a prompt's keys and values, computed by the Flax layers from the tapes.
 
-Each layer's matrices are unpacked when they are needed, so the tapes stay the only copy of the weights. The same
-function serves one device's share under ``jax.shard_map`` and all devices' shares under ``jax.vmap``: partial sums
-cross a named axis.
+Each layer's matrices are unpacked when they are needed, so the tapes stay the only copy of the weights. The function
+serves one device's share; ``jax.vmap`` runs it for all devices of a JAX device, and ``jax.shard_map`` on several of
+these: partial sums cross named axes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from jax_mono.unpacking import unpack_matrix, unpack_vectors
 Array = jax.Array
 
 AXIS = "devices"
-"""The mesh (or vmap) axis over which a model is shared."""
+"""The mesh axis over which a model is shared."""
+
+GROUPS = "groups"
+"""The vmap axis of the plan's devices that share a JAX device."""
 
 
 def prefill_chunk(
@@ -40,8 +43,11 @@ def prefill_chunk(
     positions: Array,
     dtype: jnp.dtype,
     attend: reference.Attend = reference.attend,
+    *,
+    axes: tuple[str, ...],
+    index: Array,
 ) -> tuple[Array, Array]:
-    """Writes the keys and values of some tokens, on one device of the named axis ``AXIS``.
+    """Writes the keys and values of some tokens, on one device of the plan.
 
     Args:
         plan: The plan.
@@ -55,12 +61,13 @@ def prefill_chunk(
         positions: int32 [T]; a token at position S or beyond is padding and leaves no trace.
         dtype: The weight dtype; tapes, embedding and caches are stored as :data:`jax_mono.tape.STORAGE` says.
         attend: What joins queries, keys and values.
+        axes: The named axes over which the devices of the plan are spread.
+        index: int32 [], which of them this is.
 
     Returns:
         The updated caches.
     """
     config = plan.config
-    index = jax.lax.axis_index(AXIS)
     lanes = plan.devices[0].lanes.count
     rotation = rope.at[positions].get(mode="clip")
     x = jnp.repeat(as_weights(embed[tokens], dtype).astype(jnp.float32)[None], lanes, axis=0)
@@ -102,13 +109,13 @@ def prefill_chunk(
             jax.lax.dynamic_update_index_in_dim(whole, as_weights(part, whole.dtype), layer, 0)
             for whole, part in zip((k_cache, v_cache), cache, strict=True)
         )
-        x, coming = _mix(x, o, coming, 0, layer, scanned["rules"])
+        x, coming = _mix(x, o, jax.lax.psum(jnp.sum(o, axis=0), axes), coming, 0, layer, scanned["rules"])
         normed = reference.rms_norm(x, scanned["ffn_norm"], config.norm_eps)
         # reference.feed_forward, but with one matrix unpacked at a time.
         gate = reference.project(normed, weights(layer, normed, "w1")["w1"])
         up = reference.project(normed, weights(layer, gate, "w3")["w3"])
         o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
-        x, coming = _mix(x, o, coming, 1, layer, scanned["rules"])
+        x, coming = _mix(x, o, jax.lax.psum(jnp.sum(o, axis=0), axes), coming, 1, layer, scanned["rules"])
         return (x, coming, k_cache, v_cache), None
 
     scanned = {
@@ -140,9 +147,10 @@ def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
     }
 
 
-def _mix(x: Array, o: Array, coming: Array, module: int, layer: Array, rules: dict[str, Array]) -> tuple[Array, Array]:
-    """Adds what arrives after a module; see :meth:`jax_mono.config.ModelConfig.mixing`."""
-    total = jax.lax.psum(jnp.sum(o, axis=0), AXIS)
+def _mix(
+    x: Array, o: Array, total: Array, coming: Array, module: int, layer: Array, rules: dict[str, Array]
+) -> tuple[Array, Array]:
+    """Adds what arrives after a module, of which ``total`` is the sum over all lanes; see ``ModelConfig.mixing``."""
     newest, oldest = layer % coming.shape[1], (layer + 1) % coming.shape[1]
     coming = coming.at[module, newest].set(total - o)
     arriving = jnp.where(rules["later"][module], coming[module, oldest], 0.0)

@@ -83,7 +83,7 @@ class Member {
     gang_ = std::make_shared<GpuGang>(devices_, members_);
     if (members_ == 1) return {};
     std::string error;
-    gang_ = gpu_rendezvous().join(job_.run_id, devices_, first(), job_.meeting_limit, gang_, error);
+    gang_ = gpu_rendezvous().join(job_.run_id, devices_, first(), local_, job_.meeting_limit, gang_, error);
     return gang_ ? Failure{} : Failure{FailureKind::kLate, error};
   }
 

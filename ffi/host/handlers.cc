@@ -41,7 +41,7 @@ Failure run(i64 run_id, const Operands& operands) {
   auto gang = std::make_shared<Gang>(plan, attributes.wait_limit(), attributes.lost());
   if (operands.local() != devices) {
     std::string error;
-    gang = rendezvous().join(run_id, devices, calls[0].device, attributes.meeting_limit(), gang, error);
+    gang = rendezvous().join(run_id, devices, calls[0].device, operands.local(), attributes.meeting_limit(), gang, error);
     if (!gang) return {FailureKind::kLate, error};
   }
   gang->run(variant, operands.weights(), calls);

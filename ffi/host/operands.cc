@@ -133,7 +133,7 @@ void Operands::check_shapes() {
   expect("top_logprobs", top_logprobs_, {local, room, top_n});
   expect("logits", logits_, {local, wants_logits ? room : 0, h.max_vocab});
   expect("status", status_, {local, 2});
-  if (local != h.num_devices && local != 1)
+  if (local < 1 || h.num_devices % local)
     refuse("operands of " + std::to_string(local) + " devices for a plan of " + std::to_string(h.num_devices));
   if (top_n < 0 || top_n > h.vocab_size) refuse("top_n is outside the vocabulary");
   local_ = i32(local);
@@ -163,7 +163,7 @@ void Operands::check(const SmallOperands& values) const {
       !(reals[kMinP] >= 0.0f && reals[kMinP] <= 1.0f) || !(reals[kRepetitionPenalty] > 0.0f) || values.ints[kTopK] < 0)
     refuse("temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, repetition_penalty > 0 and top_k >= 0 are needed");
   const i32 devices = plan().header->num_devices, index = *values.device_index;
-  if (local_ == 1 && (index < 0 || index >= devices)) refuse("device index out of range");
+  if (index < 0 || index % local_ || index + local_ > devices) refuse("device index out of range");
 }
 
 void Operands::check_tokens(const i32* history, const i32* forced, i32 num_forced) const {
@@ -210,7 +210,7 @@ std::vector<Call> Operands::calls(const SmallOperands& values) const {
       return static_cast<char*>(buffer.untyped_data()) + buffer.size_bytes() / local_ * d;
     };
     Call call(plan());
-    call.device = local_ == 1 ? *values.device_index : d;
+    call.device = *values.device_index + d;
     call.kv_capacity = i32(capacity_);
     call.layers = at(layers_);
     call.head = at(head_);

@@ -45,7 +45,7 @@ class Operands {
   Plan plan() const { return Plan(attributes_.plan.begin()); }
   WeightType weights() const { return WeightType(attributes_.weights); }
   const Attributes& attributes() const { return attributes_; }
-  // Devices of the plan in this call: all of them, or one.
+  // Devices of the plan in this call: as many in every call of a gang.
   i32 local() const { return local_; }
 
   // The small operands where they are, in the order of SmallOperands.

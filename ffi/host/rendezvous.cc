@@ -16,14 +16,14 @@ struct Meetings::Meeting {
   bool complete() const { return std::all_of(joined.begin(), joined.end(), [](bool here) { return here; }); }
 };
 
-std::shared_ptr<void> Meetings::join(i64 run_id, i32 devices, i32 device, i64 limit, const std::shared_ptr<void>& mine,
-                                     std::string& error) {
+std::shared_ptr<void> Meetings::join(i64 run_id, i32 devices, i32 first, i32 count, i64 limit,
+                                     const std::shared_ptr<void>& mine, std::string& error) {
   std::unique_lock<std::mutex> lock(mutex_);
   // A device that comes a second time under one run (a call inside a loop) finds its place taken and opens the next
   // meeting; the others will do the same in the same order.
   std::shared_ptr<Meeting> meeting;
   for (const auto& open : open_)
-    if (open->run_id == run_id && i32(open->joined.size()) == devices && !open->joined[device]) {
+    if (open->run_id == run_id && i32(open->joined.size()) == devices && !open->joined[first]) {
       meeting = open;
       break;
     }
@@ -34,7 +34,7 @@ std::shared_ptr<void> Meetings::join(i64 run_id, i32 devices, i32 device, i64 li
     meeting->joined.resize(devices);
     open_.push_back(meeting);
   }
-  meeting->joined[device] = true;
+  std::fill_n(meeting->joined.begin() + first, count, true);
   auto leave = [&] { open_.erase(std::remove(open_.begin(), open_.end(), meeting), open_.end()); };
   if (meeting->complete()) {
     leave();

@@ -13,9 +13,9 @@ namespace mono {
 // Brings handlers together around an object that the first of them has made. What it is, the handlers know.
 class Meetings {
  public:
-  // Waits until all `devices` have joined under `run_id`. Returns null after `limit` nanoseconds, and says in `error` who
-  // is missing.
-  std::shared_ptr<void> join(i64 run_id, i32 devices, i32 device, i64 limit, const std::shared_ptr<void>& mine,
+  // Brings `count` devices from `first` on, and waits until all `devices` have joined under `run_id`. Returns null after
+  // `limit` nanoseconds, and says in `error` who is missing.
+  std::shared_ptr<void> join(i64 run_id, i32 devices, i32 first, i32 count, i64 limit, const std::shared_ptr<void>& mine,
                              std::string& error);
 
  private:
@@ -27,9 +27,9 @@ class Meetings {
 template <class Gang>
 class Rendezvous {
  public:
-  std::shared_ptr<Gang> join(i64 run_id, i32 devices, i32 device, i64 limit, const std::shared_ptr<Gang>& mine,
+  std::shared_ptr<Gang> join(i64 run_id, i32 devices, i32 first, i32 count, i64 limit, const std::shared_ptr<Gang>& mine,
                              std::string& error) {
-    return std::static_pointer_cast<Gang>(meetings_.join(run_id, devices, device, limit, mine, error));
+    return std::static_pointer_cast<Gang>(meetings_.join(run_id, devices, first, count, limit, mine, error));
   }
 
  private:

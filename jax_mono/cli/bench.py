@@ -141,7 +141,7 @@ def _decoder(source: WeightSource, arguments: argparse.Namespace, context: int) 
     return Decoder.random(
         source.config,
         dtype=arguments.dtype,
-        devices=arguments.devices,
+        devices=arguments.devices if arguments.form == "threads" else None,
         blocks=arguments.blocks,
         context=context,
         mesh=device_mesh(arguments.devices or 1) if arguments.form == "mesh" else None,

@@ -166,7 +166,7 @@ def pack_decoder(
         return Decoder.from_source(
             source,
             dtype=dtype,
-            devices=devices,
+            devices=devices if form == "threads" else None,
             blocks=arguments.blocks,
             context=context,
             tokenizer=tokenizer,

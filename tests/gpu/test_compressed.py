@@ -9,7 +9,7 @@ import pytest
 from gpu import rehearsal
 from gpu.specs import TEXT, most_blocks, truth_device
 from gpu.test_parity import BOUNDS
-from kernel.common import Form, flax_logits, make_decoder, with_exceptions
+from kernel.common import flax_logits, make_decoder, with_exceptions
 from tiny import COMPRESSIBLE, tiny
 
 from jax_mono.decoder import Decoder
@@ -17,24 +17,27 @@ from jax_mono.sampling import Sampling
 from jax_mono.tile import TileFormat
 
 CASES = [
-    ("laneformer", 4, 4, "threads"),
-    ("laneformer", 1, 8, "threads"),
-    ("llama", 1, 12, "threads"),
-    ("laneformer", 2, 4, "mesh"),
+    ("laneformer", 4, 4, 0),
+    ("laneformer", 1, 8, 0),
+    ("llama", 1, 12, 0),
+    ("laneformer", 2, 4, 2),
+    ("laneformer", 8, 4, 2),
 ]
+"""Family, devices of the plan, blocks of each, and GPUs of the mesh."""
 
 
-def decoder_of(family: str, devices: int, blocks: int, form: Form, *, compressed: bool = True) -> Decoder:
-    if form == "mesh" and len(jax.devices()) < devices:
-        pytest.skip(f"needs {devices} GPUs, JAX has {len(jax.devices())}")
-    if devices * blocks > most_blocks():
+def decoder_of(family: str, devices: int, blocks: int, gpus: int, *, compressed: bool = True) -> Decoder:
+    if len(jax.devices()) < gpus:
+        pytest.skip(f"needs {gpus} GPUs, JAX has {len(jax.devices())}")
+    if devices // max(1, gpus) * blocks > most_blocks():
         pytest.skip(f"needs {devices * blocks} multiprocessors, there are {most_blocks()}")
     config = tiny(family, **COMPRESSIBLE)
     return make_decoder(
         config,
         devices=devices,
         blocks=blocks,
-        form=form,
+        form="mesh" if gpus else "threads",
+        mesh_size=gpus or None,
         dtype=jnp.bfloat16,
         params=with_exceptions(config),
         target=rehearsal.target(),
@@ -42,9 +45,9 @@ def decoder_of(family: str, devices: int, blocks: int, form: Form, *, compressed
     )
 
 
-@pytest.mark.parametrize(("family", "devices", "blocks", "form"), CASES)
-def test_logits_are_those_of_flax_in_float32(family: str, devices: int, blocks: int, form: Form) -> None:
-    decoder = decoder_of(family, devices, blocks, form)
+@pytest.mark.parametrize(("family", "devices", "blocks", "gpus"), CASES)
+def test_logits_are_those_of_flax_in_float32(family: str, devices: int, blocks: int, gpus: int) -> None:
+    decoder = decoder_of(family, devices, blocks, gpus)
     found = decoder.score(TEXT, logits=True).logits
     config, device = decoder.plan.config, truth_device()
     with jax.default_device(device):
@@ -52,17 +55,15 @@ def test_logits_are_those_of_flax_in_float32(family: str, devices: int, blocks: 
         truth = flax_logits(config, exact, TEXT)
     error = np.abs(found - truth)
     rms, most = float(np.sqrt(np.mean(error**2))), float(error.max())
-    print(f"{family}-{devices}x{blocks}-{form}: rms {rms:.2e}, most {most:.2e}")
+    print(f"{family}-{devices}x{blocks}, {gpus or 1} GPUs: rms {rms:.2e}, most {most:.2e}")
     assert rms <= BOUNDS["bfloat16"][0] and most <= BOUNDS["bfloat16"][1]
     np.testing.assert_array_equal(decoder.score(TEXT, logits=True).logits, found)  # and bit for bit the same again
 
 
 def test_prefill_and_decoding_read_the_same_weights() -> None:
-    family, devices, blocks, form = CASES[0]
     prompt = TEXT[:24]  # too long for the resident program alone
     outputs = [
-        decoder_of(family, devices, blocks, form, compressed=compressed).generate(prompt, max_new_tokens=4)
-        for compressed in (True, False)
+        decoder_of(*CASES[0], compressed=compressed).generate(prompt, max_new_tokens=4) for compressed in (True, False)
     ]
     np.testing.assert_allclose(outputs[0].logprobs[0], outputs[1].logprobs[0], atol=BOUNDS["bfloat16"][1])
 

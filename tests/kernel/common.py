@@ -56,12 +56,13 @@ def make_decoder(
     topology: Topology | None = None,
     pattern: Sequence[int] | None = None,
     tile: TileFormat | None = None,
+    mesh_size: int | None = None,
 ) -> Decoder:
-    """A decoder on JAX's default device, with random parameters unless some are given."""
+    """A decoder on JAX's default device, or on a mesh, with random parameters unless some are given."""
     target = target or target_of(home())
     places = {"topology": topology, "pattern": pattern, "tile": tile}
     plan = make_plan(config, devices=devices, blocks=blocks, kv_splits=kv_splits, target=target, **places)
-    mesh = make_mesh(devices) if form == "mesh" else None
+    mesh = make_mesh(mesh_size or devices) if form == "mesh" else None
     source = ArraySource(config, params_of(config, dtype) if params is None else params)
     tapes = pack(plan, source, dtype=dtype, mesh=mesh)
     return Decoder(plan, tapes, mesh=mesh, context=context)

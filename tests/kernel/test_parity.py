@@ -209,6 +209,21 @@ def test_dense_logits_do_not_depend_on_blocks_and_form() -> None:
         np.testing.assert_array_equal(kernel_logits(config, cut), first)
 
 
+@pytest.mark.parametrize(("family", "devices"), [("laneformer", 8), ("llama", 4)])
+def test_devices_may_share_the_jax_devices_of_a_mesh(family: str, devices: int) -> None:
+    """Who runs a device changes nothing: all of them in one call, or two or four calls with equally many."""
+    config = tiny(family)
+    options = {"devices": devices, "blocks": 1}
+    expected = make_decoder(config, **options)
+    logits, output = expected.score(TEXT, logits=True).logits, expected.generate(TEXT[:40], max_new_tokens=6)
+    for size in (2, 4):
+        decoder = make_decoder(config, **options, form="mesh", mesh_size=size)
+        assert decoder.tapes.layers.sharding.num_devices == size
+        np.testing.assert_array_equal(decoder.score(TEXT, logits=True).logits, logits)
+        found = decoder.generate(TEXT[:40], max_new_tokens=6)  # long enough for prefill
+        assert_same_tokens(found.tokens, output.tokens, config, params_of(config), TEXT[:40])
+
+
 @pytest.mark.parametrize("variant", ["portable", "avx2", "avx512", "avx512bf16"])
 def test_every_cpu_variant(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_MONO_CPU", variant)

@@ -158,7 +158,7 @@ namespace mono::MONO_VARIANT::arch {
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
-constexpr int kLooksAtAll = 0, kWordsInFlight = 4, kRoundsAhead = 2;
+constexpr int kLooksAtAll = 1, kWordsInFlight = 4, kRoundsAhead = 2;
 
 // Which words this block has loaded and stored so far, if the entry wants to know.
 struct Accesses {
