@@ -25,11 +25,13 @@ struct Entry {
   MONO_DEVICE float product(float activation) const { return weight() * (activation * (1.0f / kActivationScale)); }
 };
 
-// The codes of eight weights of a row, in pairs, from a lane's words of the three planes.
+// The codes of weights of a row, in pairs, from words of the three planes: of eight weights, or of as many times eight as a
+// vector has words.
+template <class Word>
 struct Codes {
-  u32 pairs[4];
+  Word pairs[4];
 
-  MONO_DEVICE Codes(u32 first, u32 second, u32 third)
+  MONO_DEVICE Codes(Word first, Word second, Word third)
       : pairs{first & kUsed, second & kUsed, third & kUsed,
               (first >> 8 & 0x00780078u) | (second >> 4 & 0x07800780u) | ((third >> 12 | third << 20) & 0x80078007u)} {}
 
