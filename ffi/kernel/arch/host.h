@@ -255,11 +255,10 @@ MONO_DEVICE void store_sums(const Vec16 (&rows)[kTileRows], float* out) {
 // its beginning. So each line is asked for some lines ahead, into the second-level cache only: requests into the first
 // cost more than they save (measured on Zen 4).
 constexpr int kLinesAhead = 24, kLine = 64;
-MONO_DEVICE void ask_for_line(const void* at) { __builtin_prefetch(at, 0, 2); }
 template <class T>
 MONO_DEVICE void ask_ahead(const T* row) {
   const char* at = reinterpret_cast<const char*>(row) + kLinesAhead * kLine;
-  for (int i = 0; i < int(kTileCols * sizeof(T)); i += kLine) ask_for_line(at + i);
+  for (int i = 0; i < int(kTileCols * sizeof(T)); i += kLine) __builtin_prefetch(at + i, 0, 2);
 }
 
 // Products of one tile (kTileRows rows of `chunks` chunks of kTileCols) with an activation vector. Activations are
