@@ -59,14 +59,15 @@ def compress(tile: TileFormat, parts: Array, cols: int) -> tuple[Array, Array]:
     """
     length = tile.piece_chunks(cols)
     weights = parts.reshape(-1, length, tile.rows, tile.cols)
-    exponent = (weights >> 7 & 0xFF).astype(jnp.int32)
+    exponent = (weights >> 7).astype(jnp.uint8)
     top = _best_top(exponent)
-    spread = exponent - top[:, None, None, None] + _EXPONENTS
+    spread = _spread(exponent, top)
     zero = (weights & 0x7FFF) == 0
-    plain = (spread >= 1) & (spread <= _EXPONENTS)
-    codes = jnp.where(plain, (weights & 0x807F) | (spread << 7).astype(jnp.uint16), jnp.where(zero, weights, 0))
+    plain = spread < _EXPONENTS
+    codes = (weights & 0x807F) | (spread + np.uint8(1)).astype(jnp.uint16) << 7
+    codes = jnp.where(plain, codes, jnp.where(zero, weights, 0))
     entries, left = _entries(weights, ~(plain | zero))
-    scale = ((top + (127 - 79)).astype(jnp.uint32) << 23)[:, None]
+    scale = ((top.astype(jnp.uint32) + (127 - 79)) << 23)[:, None]
     words = jnp.concatenate([entries, scale, _planes(codes).reshape(len(weights), -1)], axis=1)
     spoiled = left | (exponent == 0xFF).any(axis=(1, 2, 3)) | (top > _HIGHEST_TOP)
     return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(parts), -1), spoiled.sum()
@@ -100,15 +101,20 @@ def expand(tile: TileFormat, words: Array, cols: int, rows: slice = slice(None))
 
 
 def _best_top(exponent: Array) -> Array:
-    """Per piece [pieces], the highest of the exponents that get a code, so that as few weights as possible do not."""
+    """Per piece [pieces] uint8, the highest exponent that gets a code, so that as many weights as possible do."""
     highest = jnp.maximum(exponent.max(axis=(1, 2, 3)), _LOWEST_TOP)
-    best, fewest = highest, jnp.full_like(highest, jnp.iinfo(jnp.int32).max)
+    best, most = highest, jnp.full(highest.shape, -1, jnp.int32)
     for below in range(_TOPS):
-        top = jnp.maximum(highest - below, _LOWEST_TOP)
-        inside = top[:, None, None, None] - exponent
-        outside = ((exponent != 0) & ((inside < 0) | (inside >= _EXPONENTS))).sum(axis=(1, 2, 3), dtype=jnp.int32)
-        best, fewest = jnp.where(outside < fewest, top, best), jnp.minimum(outside, fewest)
+        top = jnp.maximum(highest, _LOWEST_TOP + below) - np.uint8(below)
+        # Sums of bytes as far as they cannot overflow: CPUs add 64 at once.
+        inside = (_spread(exponent, top) < _EXPONENTS).sum(axis=1, dtype=jnp.uint8).sum(axis=(1, 2), dtype=jnp.int32)
+        best, most = jnp.where(inside > most, top, best), jnp.maximum(inside, most)
     return best
+
+
+def _spread(exponent: Array, top: Array) -> Array:
+    """Exponents less the lowest that gets a code, modulo 256: those below it, and zeros, become large, too."""
+    return exponent - (top - np.uint8(_EXPONENTS - 1))[:, None, None, None]
 
 
 def _entries(weights: Array, listed: Array) -> tuple[Array, Array]:

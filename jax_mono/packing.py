@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from jax_mono import settings
+from jax_mono.compression import compress
 from jax_mono.config import ConfigError
 from jax_mono.device_tapes import DeviceTapes
 from jax_mono.models.source import OnTensor, WeightSource, weight_dtype
@@ -31,7 +34,6 @@ from jax_mono.tape import (
     stage_tiles,
     storage,
     store_tiles,
-    stored_words,
 )
 from jax_mono.tile import TileFormat
 
@@ -122,23 +124,36 @@ class _HostTapes:
             store_tiles(self.plan, share.stages[name], tiles, tapes, layer)
 
 
-_AT_ONCE = 8 << 20
-"""Weights that the host compresses at once: few enough that temporary memory stays small beside a stage."""
+_AT_ONCE = 1 << 20
+"""Weights that a core of the host compresses at once: few enough that temporary arrays stay in its caches."""
 
 
 def _compressed(tile: TileFormat, cols: int, tiles: np.ndarray) -> tuple[np.ndarray, int]:
-    """:func:`jax_mono.tape.stored_words` on the host, some tiles at a time."""
-    count = max(1, _AT_ONCE // max(1, tiles[0].size))
-    found, spoiled = [], 0
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for first in range(0, len(tiles), count):
-            words, more = _stored_words(tile, cols, tiles[first : first + count])
-            found.append(np.asarray(words))
-            spoiled += int(more)
-    return np.concatenate(found), spoiled
+    """:func:`jax_mono.tape.stored_words` on the host, some tiles at a time and by all cores.
+
+    Tiles come in batches of equally many pieces, padded with zeros, so that the same code serves all stages.
+    """
+    length = tile.piece_chunks(cols)
+    piece = length * tile.rows * tile.cols
+    count = max(1, _AT_ONCE // tiles[0].size)
+    pieces = max(_AT_ONCE, tiles[0].size) // piece
+    found = np.empty((len(tiles), tiles[0].size // piece * tile.part_words(length * tile.cols)), np.uint16)
+
+    def store(first: int) -> int:
+        batch, run = np.zeros((pieces, length, tile.rows, tile.cols), np.uint16), tiles[first : first + count]
+        batch.reshape(-1)[: run.size].reshape(run.shape)[...] = run
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            words, spoiled = _compress(tile, batch, length * tile.cols)
+        stored = found[first : first + count]
+        stored[...] = np.asarray(words).reshape(-1)[: stored.size].reshape(stored.shape)
+        return int(spoiled)
+
+    with ThreadPoolExecutor(settings.cores()) as threads:
+        spoiled = sum(threads.map(store, range(0, len(tiles), count)))
+    return found, spoiled
 
 
-_stored_words = jax.jit(stored_words, static_argnums=(0, 1))
+_compress = jax.jit(compress, static_argnums=(0, 2))
 
 
 def finish(

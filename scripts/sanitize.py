@@ -13,6 +13,7 @@ fails. With --mutants the sources are broken on purpose, one fault at a time, an
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -74,6 +75,7 @@ class Case:
         lost: Device, block, layer and channel number of a hand-off that gets lost.
         head: How lanes reach the LM head.
         poison: Whether a weight is not a number, so that the call ends with its first token.
+        compressed: Whether tapes are; the model is then wide enough.
         options: Fields of the request.
     """
 
@@ -91,6 +93,7 @@ class Case:
     lost: tuple[int, ...] = ()
     head: str = "mean_of_norms"
     poison: bool = False
+    compressed: bool = False
     options: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -112,6 +115,7 @@ def make_cases() -> list[Case]:
             Case(family, *size, "scored", steps=long, score=True),
             Case(family, *size, "scored with alternatives", score=True, options={"top_n": 3}),
             Case(family, *size, "bfloat16", steps=long, dtype="bfloat16"),
+            Case(family, *size, "compressed", dtype="bfloat16", compressed=True),
             Case(family, *size, "fed prompt", steps=20, prompt=21, options={"repetition_penalty": 1.2}),
             Case(family, *size, "fed prompt, filtered", prompt=21, options=filters),
             Case(family, *size, "fed prompt, cancelled", steps=20, prompt=21, streams=True, cancel_after=0),
@@ -134,6 +138,14 @@ def make_config(case: Case):
     from jax_mono.config import Lanes, ModelConfig
 
     common = {"vocab_size": 128, "hidden_size": 64, "max_position_embeddings": CAPACITY}
+    if case.compressed:
+        # Lanes of 128 columns and more.
+        return dataclasses.replace(
+            make_config(dataclasses.replace(case, compressed=False)),
+            hidden_size=128,
+            intermediate_size=1024,
+            head_dim=64,
+        )
     if case.family == "laneformer":
         return ModelConfig(
             family="laneformer", intermediate_size=128, num_layers=5, num_heads=16, num_kv_heads=8, head_dim=8,
@@ -159,9 +171,10 @@ def write_case(case: Case, path: Path, limit_ms: int) -> None:
     from jax_mono.plan import make_plan
     from jax_mono.record import plan_record
     from jax_mono.tape import STORAGE
+    from jax_mono.tile import TileFormat
 
     config = make_config(case)
-    plan = make_plan(config, devices=case.devices, blocks=case.blocks)
+    plan = make_plan(config, devices=case.devices, blocks=case.blocks, tile=TileFormat(compressed=case.compressed))
     tapes = pack(plan, RandomSource(config, seed=1), dtype=case.dtype)
     rope, cache = rope_table(config, CAPACITY), empty_cache(plan, CAPACITY, case.dtype)
     fed = case.steps if case.score else case.prompt

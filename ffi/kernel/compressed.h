@@ -25,16 +25,16 @@ struct Entry {
   MONO_DEVICE float product(float activation) const { return weight() * (activation * (1.0f / kActivationScale)); }
 };
 
+// Bits of a pair of codes, and those of a fourth pair that each of the planes has.
+constexpr u32 kCodeBits = 0x87ff87ffu, kFromFirst = 0x00780078u, kFromSecond = 0x07800780u, kFromThird = 0x80078007u;
+
 // The codes of eight weights of a row, in pairs, from a lane's words of the three planes.
 struct Codes {
   u32 pairs[4];
 
   MONO_DEVICE Codes(u32 first, u32 second, u32 third)
-      : pairs{first & kUsed, second & kUsed, third & kUsed,
-              (first >> 8 & 0x00780078u) | (second >> 4 & 0x07800780u) | ((third >> 12 | third << 20) & 0x80078007u)} {}
-
- private:
-  static constexpr u32 kUsed = 0x87ff87ffu;
+      : pairs{first & kCodeBits, second & kCodeBits, third & kCodeBits,
+              (first >> 8 & kFromFirst) | (second >> 4 & kFromSecond) | ((third >> 12 | third << 20) & kFromThird)} {}
 };
 
 }  // namespace mono::MONO_VARIANT

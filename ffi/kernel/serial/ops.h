@@ -65,6 +65,10 @@ void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part
                            parts,                part_stride,           i32(stage.width), chunks,
                            piece,                run.first,             stage.tiles_per_lane};
   aim_pump(s, index, layer);
+  if (piece) {
+    const i32 lanes = part_stride ? parts : touched_lanes(stage, run).count;
+    arrange(s.scratch.activations, i64(lanes) * stage.width);
+  }
   if (s.call.offers && run.count <= OpenTiles::kMost) {
     const i32 own = s.device_index * s.header.num_blocks + s.block_index;
     multiply_with_help(s.call.offers[own], product, run.count, s.link.pump);
