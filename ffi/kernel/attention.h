@@ -184,11 +184,13 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
   const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);
   const arch::Word* from = s.own_copy(s.own_words(s.device.channels.attention, layer));
+  const i32 first_split = visible.first_chunk % h.kv_splits;
   auto part = [&](i32 query, i32 k) {
-    const i32 split = (visible.first_chunk + k) % h.kv_splits;
-    return from + ((i64(query / group) * h.kv_splits + split) * group + query % group) * words;
+    const i32 head = query / group, split = first_split + k < h.kv_splits ? first_split + k : first_split + k - h.kv_splits;
+    return from + ((head * h.kv_splits + split) * group + query - head * group) * words;
   };
-  float* joins = s.scratch.work.joins;  // [queries, kv_splits, 2]
+  float* joins = s.scratch.work.joins;  // [queries, kv_splits, 2]: maximum, later weight, and sum
+  float* maxima = joins + queries * h.kv_splits * 2;
   s.link.template read<1>(  // likewise
       queries * h.kv_splits * kPartHead, kAttentionParts, layer,
       [&](i32 i) -> const arch::Word* {
@@ -203,24 +205,24 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
       });
   arch::sync();
   arch::for_each(queries, [&](i32 query) {
-    float* of = joins + query * h.kv_splits * 2;
-    float maximum = -kInfinity, total = 0.0f;
+    const float* of = joins + query * h.kv_splits * 2;
+    float maximum = -kInfinity;
     MONO_ROLLED
     for (i32 k = 0; k < splits; ++k) maximum = of[2 * k] > maximum ? of[2 * k] : maximum;
-    MONO_ROLLED
-    for (i32 k = 0; k < splits; ++k) {
-      of[2 * k] = exp_below(of[2 * k] - maximum);
-      total += of[2 * k] * of[2 * k + 1];
-    }
-    MONO_ROLLED
-    for (i32 k = 0; k < splits; ++k) of[2 * k] /= total;
+    maxima[query] = maximum;
+  });
+  arch::sync();
+  arch::for_each(queries * h.kv_splits, [&](i32 i) {
+    const i32 query = i / h.kv_splits;
+    if (i - query * h.kv_splits < splits) joins[2 * i] = exp_below(joins[2 * i] - maxima[query]);
   });
   arch::sync();
   const i32 outputs = words - kPartHead;
   arch::for_each(queries * outputs, [&](i32 i) {
     s.link.pump.step();
     const i32 query = i / outputs, w = i - query * outputs, lane = query / per_lane;
-    float joined[kFloatsPerWord];
+    const float* of = joins + query * h.kv_splits * 2;
+    float joined[kFloatsPerWord], total = 0.0f;
     for (i32 k = 0; k < kFloatsPerWord; ++k) joined[k] = 0.0f;
     constexpr i32 kBatch = arch::kWordsInFlight;
     MONO_ROLLED
@@ -228,23 +230,22 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
       const arch::Word* at[kBatch];
       arch::Word parts[kBatch];
       MONO_UNROLLED
-      for (i32 b = 0; b < kBatch; ++b) {
-        if (begin + b >= splits) break;
-        at[b] = part(query, begin + b) + kPartHead + w;
-        parts[b] = arch::load_word(at[b]);
-      }
+      for (i32 b = 0; b < kBatch; ++b) at[b] = begin + b < splits ? part(query, begin + b) + kPartHead + w : nullptr;
+      s.link.wait_for(parts, at, kAttentionParts, layer);
       MONO_UNROLLED
       for (i32 b = 0; b < kBatch; ++b) {
-        const i32 k = begin + b;
-        if (k >= splits) break;
+        if (!at[b]) break;
         float values[kFloatsPerWord];
-        arch::unpack(s.link.confirm(parts[b], at[b], kAttentionParts, layer), values);
-        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += joins[(query * h.kv_splits + k) * 2] * values[j];
+        arch::unpack(parts[b], values);
+        const float weight = of[2 * (begin + b)], sum = of[2 * (begin + b) + 1];
+        total += weight * sum;
+        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight * values[j];
       }
     }
-    T* out = s.scratch.activations + i64(lane) * width + i64(query - lane * per_lane) * size;
+    const float factor = activation_scale(h) / total;
+    T* out = s.scratch.activations + lane * width + (query - lane * per_lane) * size;
     for (i32 j = 0; j < kFloatsPerWord && w * kFloatsPerWord + j < size; ++j)
-      arch::from_float(joined[j] * activation_scale(h), out[w * kFloatsPerWord + j]);
+      arch::from_float(joined[j] * factor, out[w * kFloatsPerWord + j]);
   });
   MONO_ROLLED
   for (i32 lane = 0; lane < s.lanes(); ++lane)

@@ -84,7 +84,7 @@ def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
         (r"publish_summary\(.*peer < s\.header\.num_devices", plan.num_devices),
         (r"peer < s\.header\.num_devices", plan.num_devices - 1),
         (r"begin < splits; begin \+= kBatch", math.ceil(splits / _BATCH)),
-        (r"k < splits|total \+= of\[2 \* k\]", splits),
+        (r"k < splits", splits),
         (r"i < kSharers", 2 * waves // math.ceil(group / 2) // 4),
         (r"mask = kWarp /", int(math.log2(_LANES))),
         (r"mask = kWarps /", int(math.log2(waves))),

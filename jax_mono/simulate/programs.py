@@ -86,7 +86,7 @@ _WORK = MappingProxyType(
         "residual_attention": Work(3, code=246, early=318),  # pushed sums, addresses, the norm's scale; then the norm
         "residual_mlp": Work(3, code=246, early=315),
         "qkv": Work(2, code=80, early=280),  # keys and values of the first positions are asked for early
-        "attention": Work(3, code=350, early=78),
+        "attention": Work(4, code=280, early=75),
         "activation": Work(1, code=193, early=42),
         "inbox_attention": Work(0, code=55, early=75),  # of one warp, as if the others waited for it
         "inbox_mlp": Work(0, code=55, early=75),
@@ -132,7 +132,7 @@ _GFX942_WORK = {
     "residual_attention": Work(3, code=475, early=433),
     "residual_mlp": Work(3, code=477, early=462),
     "qkv": Work(2, code=115, early=465),
-    "attention": Work(3, code=109, early=192, each=129),
+    "attention": Work(4, code=176, early=192, each=74),
     "activation": Work(1, code=221, early=96),
     "inbox_attention": Work(0, code=159, early=261),
     "inbox_mlp": Work(0, code=159, early=261),

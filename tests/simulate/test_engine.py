@@ -48,9 +48,10 @@ SLOW = H200.replace(stream_rate=H200.stream_rate.value * 16 / 132)
 
 
 _EARLIER_SUMS = dict.fromkeys(("inbox_attention", "inbox_mlp"), Work(1, code=195, early=60))
+_EARLIER_ATTENTION = {"qkv": Work(2, code=80, early=262), "attention": Work(3, code=350, early=78)}
 MEASURED = dataclasses.replace(
     RESIDENT,
-    work=MappingProxyType({**RESIDENT.work, **_EARLIER_SUMS, "qkv": Work(2, code=80, early=262)}),
+    work=MappingProxyType({**RESIDENT.work, **_EARLIER_SUMS, **_EARLIER_ATTENTION}),
     code=MappingProxyType({**RESIDENT.code, "residual_attention": 95, "residual_mlp": 95, "attention": 589}),
     kv_positions=16,
     kv_code=245,
