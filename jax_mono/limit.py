@@ -40,6 +40,17 @@ def bytes_per_token(plan: Plan, tapes: Tapes) -> int:
     return words * tapes.dtype.itemsize
 
 
+def weights_per_token(plan: Plan) -> int:
+    """Weights, padding included, that all devices together read for one token, however many bytes each takes."""
+    total = 0
+    for share in plan.devices:
+        for name, stage in share.stages.items():
+            parts = stage.tiles * (stage.lanes if stage.row_parallel else 1)
+            times = 1 if name == "head" else plan.config.num_layers
+            total += times * parts * plan.tile.rows * plan.tile.padded_cols(stage.cols)
+    return total
+
+
 def kv_bytes_per_token(plan: Plan, tapes: Tapes, context: int) -> int:
     """Bytes of keys and values that attention reads for one token behind ``context`` others."""
     config = plan.config

@@ -152,6 +152,7 @@ def _decoder(source: WeightSource, arguments: argparse.Namespace, context: int) 
 
 def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dict[str, Any]:
     from jax_mono.cli import machine
+    from jax_mono.limit import weights_per_token
     from jax_mono.packing import home
 
     found = machine.versions()
@@ -170,6 +171,7 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
         "blocks": decoder.plan.num_blocks,
         "form": arguments.form,
         "compressed": decoder.plan.tile.compressed,
+        "weights_per_token": weights_per_token(decoder.plan),
         "variant": machine.variant(),
         "device": machine.cpu_model() if home().platform == "cpu" else home().device_kind,
         "cpu": machine.cpu_model(),
@@ -265,7 +267,9 @@ def _print(record: dict[str, Any]) -> None:
         "latency": f"{1e3 * record['inter_token_p50_s']:.2f} ms between tokens (p99 "
         f"{1e3 * record['inter_token_p99_s']:.2f} ms), first token after {record['first_token_s']:.3f} s",
         "prefill": f"{record['prefill_tokens_per_s']:.1f} tokens/s of the prompt, first token included",
-        "stream": f"{gb('bytes_per_token')} per token, {gb('decode_bytes_per_s')}/s",
+        "stream": f"{gb('bytes_per_token')} per token, "
+        f"{8 * record['bytes_per_token'] / record['weights_per_token']:.1f} bits per weight, "
+        f"{gb('decode_bytes_per_s')}/s",
         "limit": f"{record['limit_tokens_per_s']:.2f} tokens/s at {gb(f'{name}_bytes_per_s')}/s {how} before or after "
         f"a run (median; {gb(f'{name}_min_bytes_per_s')}/s to {gb(f'{name}_max_bytes_per_s')}/s)",
         "reached": f"{record[f'fraction_of_{name}']:.0%} of the limit around each run (median; "

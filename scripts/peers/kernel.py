@@ -41,6 +41,7 @@ class Kernel:
         return {
             "plan_devices": plan.num_devices,
             "blocks": plan.num_blocks,
+            "compressed": plan.tile.compressed,
             "variant": machine.variant(),
             "bytes_per_token": per_token,
         }
