@@ -163,7 +163,7 @@ std::vector<std::string> run(const Plan& plan, std::vector<Call> calls, bool mee
   for (size_t device = 0; device < calls.size(); ++device)
     threads.emplace_back([&, device] {
       auto gang = std::make_shared<Gang>(plan, limit, fault);
-      gang = rendezvous().join(1, plan.header->num_devices, i32(device), limit, gang, errors[device]);
+      gang = rendezvous().join(1, plan.header->num_devices, i32(device), 1, limit, gang, errors[device]);
       if (!gang) return;
       gang->run(portable_variant(), type, {calls[device]});
       errors[device] = gang->error();
