@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jax_mono import gpus, settings
+from jax_mono import gpus, native, settings
 from jax_mono.config import ConfigError, ModelConfig
-from jax_mono.native import NativeError
 from jax_mono.plan import CPU, GPU, Plan, Target, make_plan
 from jax_mono.tile import TileFormat
 
@@ -76,8 +75,10 @@ def default_blocks(config: ModelConfig, devices: int, multiprocessors: int | Non
 
 def compresses(device: jax.Device, dtype: DTypeLike) -> bool:
     """Whether compressed tapes decode faster than plain ones on a JAX device (docs/performance.md)."""
-    if jnp.dtype(dtype) != jnp.bfloat16 or device.platform == "cpu":
+    if jnp.dtype(dtype) != jnp.bfloat16:
         return False
+    if device.platform == "cpu":
+        return native.cpu_variant() != "portable"
     return gpus.gpu_of(device).architecture in gpus.COMPRESSED
 
 
@@ -117,7 +118,7 @@ def plans_for(
             plan = plan_for(config, device, **cut, tile=TileFormat(compressed=True))
             gpus.check_plan(device, plan, dtype)
             yield plan
-        except (ConfigError, NativeError):
+        except (ConfigError, native.NativeError):
             if compress:
                 raise
     if not compress:
