@@ -17,6 +17,9 @@ import numpy as np
 from jax_mono import settings
 
 TARGET = "jax_mono_decode"
+
+EXPAND_TARGET = "jax_mono_expand"
+"""Compressed tapes back to weights, on the CPU only."""
 """Name of the custom call."""
 
 CHANNELS = (
@@ -150,7 +153,7 @@ _gpu: GpuPlatform | None = None
 
 
 def register() -> None:
-    """Registers the custom call with JAX, for the CPU and for the GPU platforms that it has.
+    """Registers the custom calls with JAX, for the CPU and for the GPU platforms that it has.
 
     The backends must exist first: a target that is registered earlier can take the CPU backend down on jax 0.10.
     """
@@ -161,6 +164,7 @@ def register() -> None:
         jax.local_devices()  # makes all backends; JAX_PLATFORMS may leave out the CPU's
         handler = jax.ffi.pycapsule(library().mono_decode_cpu)
         jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+        jax.ffi.register_ffi_target(EXPAND_TARGET, jax.ffi.pycapsule(library().mono_expand_cpu), platform="cpu")
         for name, (_, platform) in _GPUS.items():
             try:
                 jax.local_devices(backend=name)

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from kernel.common import params_of
 from tiny import COMPRESSIBLE, tiny
 
-from jax_mono.compression import EXCEPTIONS, compress, expand
+from jax_mono import native
+from jax_mono.compression import EXCEPTIONS, _expand, compress, expand
 from jax_mono.config import ConfigError
 from jax_mono.models.source import ArraySource
 from jax_mono.packing import IncompressibleError, pack
@@ -24,7 +25,8 @@ from jax_mono.unpacking import unpack_head, unpack_layer
 
 TILE = TileFormat(compressed=True)
 _compress = jax.jit(functools.partial(compress, TILE), static_argnums=1)
-_expand = jax.jit(functools.partial(expand, TILE), static_argnums=1)
+_expanded = jax.jit(functools.partial(expand, TILE), static_argnums=(1, 2))
+_expanded_by_xla = jax.jit(functools.partial(_expand, TILE), static_argnums=(0, 1))
 
 
 def bits(values: np.ndarray) -> np.ndarray:
@@ -37,7 +39,9 @@ def round_trip(weights: np.ndarray) -> tuple[np.ndarray, int]:
     cols = weights.shape[1] * 32
     words, spoiled = _compress(weights, cols)
     assert words.shape == (len(weights), TILE.part_words(cols))
-    found = np.asarray(_expand(words, cols)).reshape(len(weights), 8, -1, 32).swapaxes(1, 2)
+    flat = np.asarray(_expanded(words, cols, slice(None)))
+    np.testing.assert_array_equal(flat, _expanded_by_xla(cols, slice(None), words))  # as on GPUs
+    found = flat.reshape(len(weights), 8, -1, 32).swapaxes(1, 2)
     return found, int(spoiled)
 
 
@@ -48,6 +52,34 @@ def test_every_bit_comes_back(cols: int, piece: int) -> None:
     found, spoiled = round_trip(weights)
     assert spoiled == 0
     np.testing.assert_array_equal(found, weights)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(4, 8), slice(3, 5)])
+def test_some_rows(rows: slice) -> None:
+    weights = np.random.default_rng(1).normal(size=(3, 24, 8, 32)) * 0.02
+    weights[:, 7, ::2, 5] = 3.0  # exceptions in every other row
+    words, _ = _compress(bits(weights), 768)
+    expected = bits(weights).swapaxes(1, 2).reshape(3, 8, 768)[:, rows]
+    np.testing.assert_array_equal(_expanded(words, 768, rows), expected)
+    np.testing.assert_array_equal(_expanded_by_xla(768, rows, words), expected)
+
+
+def test_many_parts_are_shared_among_threads() -> None:
+    weights = bits(np.random.default_rng(2).normal(size=(2, 900, 16, 8, 32)))
+    words = jnp.stack([_compress(some, 512)[0] for some in weights])
+    found = jax.vmap(lambda some: expand(TILE, some, 512))(words)  # as for several devices of a plan
+    np.testing.assert_array_equal(found, weights.swapaxes(2, 3).reshape(2, 900, 8, 512))
+
+
+def test_the_call_refuses_what_is_no_compressed_part() -> None:
+    native.register()
+    call = jax.ffi.ffi_call(native.EXPAND_TARGET, jax.ShapeDtypeStruct((2, 8, 512), jnp.uint16))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compressed parts of 100 words do not hold 512 columns"):
+        jax.block_until_ready(call(jnp.zeros((2, 100), jnp.uint16), length=np.int32(16), first=np.int32(0)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="pieces of 5 chunks"):
+        jax.block_until_ready(call(jnp.zeros((2, 3104), jnp.uint16), length=np.int32(5), first=np.int32(0)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="uint16"):
+        jax.block_until_ready(call(jnp.zeros((2, 3104), jnp.int16), length=np.int32(16), first=np.int32(0)))
 
 
 def test_it_is_a_quarter_less() -> None:
