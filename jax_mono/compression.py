@@ -3,12 +3,13 @@
 Weights of a trained matrix have all signs and mantissas, but few exponents: of 8 bits of exponent fewer than 4 say
 anything (Zhang et al., "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
 Dynamic-Length Float", 2025). So a weight is kept as sign, 7 bits of mantissa and 4 bits that say which of 15
-neighbouring exponents it has, or that it is zero. What lies outside of these is listed as an exception. Decoding then
-reads a quarter fewer bytes, and gets the same weights.
+neighbouring exponents it has, or that it is zero. Which 15 these are, every run of up to 512 columns of a row says for
+itself; what lies outside is listed as an exception. Decoding then reads a quarter fewer bytes, and gets the same
+weights.
 
 A part of a tile is a sequence of *pieces* of up to 16 chunks. A piece is
 
-* a head of 16 words of 32 bits: 15 exceptions, then the scale as a float32;
+* a head of 16 words of 32 bits: 14 exceptions, then a byte for each of its rows, that row's scale;
 * groups of 4 chunks, 384 words each.
 
 An exception has the weight in its upper 16 bits, its row in the 3 bits from bit 9 on, its column within the piece in
@@ -16,8 +17,8 @@ the lower 9; unused ones are zero. Its own place holds a zero. Exceptions come i
 
 A *code* is a weight as bfloat16 whose exponent is 1 to 15 instead of ``top - 14`` to ``top``, or zero: 12 of its 16
 bits are used, sign, the lower 4 bits of the exponent, mantissa. The resident program multiplies codes with activations
-times 2^64, so that no product is subnormal, and the sum with the scale, 2^(top - 79), which makes it what weights and
-activations give.
+times 2^64, so that no product is subnormal, and a row's sum with its scale, 2^(top - 79), which makes it what weights
+and activations give. The byte is ``top + 48``, the exponent of that scale as float32 has it.
 
 Rows of a chunk are four *lanes* of 8 weights, which are four *pairs*; two codes make a pair, the even column's in the
 lower half. A group has three planes of 32 lanes of 4 chunks, one word each: the first three pairs, whose unused bits
@@ -38,12 +39,13 @@ from jax_mono.tile import GROUP, HEAD_WORDS, TileFormat
 
 Array = jax.Array
 
-EXCEPTIONS = HEAD_WORDS // 2 - 1
+EXCEPTIONS = HEAD_WORDS // 2 - 2
 """Of a piece, at most."""
 
 _USED, _LOW, _MIDDLE, _ENDS, _UPPER = np.array([0x87FF87FF, 0x00780078, 0x07800780, 0x80078007, 0xFFFF0000], np.uint32)
 _EXPONENTS = 15
 _LOWEST_TOP, _HIGHEST_TOP = 15, 200
+_SCALE = 127 - 79  # the exponent of a scale, as float32 has it, less the top
 _TOPS = 8
 """So many highest exponents are tried, from the largest weight's down: outliers are better listed."""
 
@@ -70,9 +72,9 @@ def compress(tile: TileFormat, parts: Array, cols: int) -> tuple[Array, Array]:
     codes = (weights & 0x807F) | (spread + np.uint8(1)).astype(jnp.uint16) << 7
     codes = jnp.where(plain, codes, jnp.where(zero, weights, 0))
     entries, left = _entries(weights, ~(plain | zero))
-    scale = ((top.astype(jnp.uint32) + (127 - 79)) << 23)[:, None]
-    words = jnp.concatenate([entries, scale, _planes(codes).reshape(len(weights), -1)], axis=1)
-    spoiled = left | (exponent == 0xFF).any(axis=(1, 2, 3)) | (top > _HIGHEST_TOP)
+    scales = jax.lax.bitcast_convert_type((top + np.uint8(_SCALE)).reshape(-1, tile.rows // 4, 4), jnp.uint32)
+    words = jnp.concatenate([entries, scales, _planes(codes).reshape(len(weights), -1)], axis=1)
+    spoiled = left | (exponent == 0xFF).any(axis=(1, 2, 3)) | (top > _HIGHEST_TOP).any(axis=1)
     return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(parts), -1), spoiled.sum()
 
 
@@ -106,8 +108,9 @@ def _expand(tile: TileFormat, cols: int, rows: slice, words: Array) -> Array:
     as_words = jax.lax.bitcast_convert_type(pieces, jnp.uint32)
     head, planes = as_words[..., : HEAD_WORDS // 2], as_words[..., HEAD_WORDS // 2 :]
     planes = planes.reshape(*planes.shape[:2], length // GROUP, 3, tile.rows, 4, GROUP)[..., rows, :, :]
-    lowest = (head[..., -1] >> 23) - jnp.uint32(127 - 79 + _EXPONENTS)
-    pairs = _pairs(planes, (lowest << 7)[..., None, None, None, None])
+    scales = jax.lax.bitcast_convert_type(head[..., EXCEPTIONS:], jnp.uint8).reshape(*head.shape[:2], tile.rows)
+    lowest = scales[..., rows].astype(jnp.uint32) - jnp.uint32(_SCALE + _EXPONENTS)
+    pairs = _pairs(planes, (lowest << 7)[:, :, None, :, None, None])
     # [parts, pieces, groups, rows, lanes of a row, chunks, pairs] to rows of pairs.
     found = pairs.transpose(0, 3, 1, 2, 5, 4, 6).reshape(len(words), -1, width // 2)
     weights = jax.lax.bitcast_convert_type(found, jnp.uint16).reshape(*found.shape[:2], width)
@@ -115,20 +118,20 @@ def _expand(tile: TileFormat, cols: int, rows: slice, words: Array) -> Array:
 
 
 def _best_top(exponent: Array) -> Array:
-    """Per piece [pieces] uint8, the highest exponent that gets a code, so that as many weights as possible do."""
-    highest = jnp.maximum(exponent.max(axis=(1, 2, 3)), _LOWEST_TOP)
+    """The highest exponents that get a code, so that as many weights as possible do: uint8 [pieces, rows]."""
+    highest = jnp.maximum(exponent.max(axis=(1, 3)), _LOWEST_TOP)
     best, most = highest, jnp.full(highest.shape, -1, jnp.int32)
     for below in range(_TOPS):
         top = jnp.maximum(highest, _LOWEST_TOP + below) - np.uint8(below)
         # Sums of bytes as far as they cannot overflow: CPUs add 64 at once.
-        inside = (_spread(exponent, top) < _EXPONENTS).sum(axis=1, dtype=jnp.uint8).sum(axis=(1, 2), dtype=jnp.int32)
+        inside = (_spread(exponent, top) < _EXPONENTS).sum(axis=1, dtype=jnp.uint8).sum(axis=2, dtype=jnp.int32)
         best, most = jnp.where(inside > most, top, best), jnp.maximum(inside, most)
     return best
 
 
 def _spread(exponent: Array, top: Array) -> Array:
     """Exponents less the lowest that gets a code, modulo 256: those below it, and zeros, become large, too."""
-    return exponent - (top - np.uint8(_EXPONENTS - 1))[:, None, None, None]
+    return exponent - (top - np.uint8(_EXPONENTS - 1))[:, None, :, None]
 
 
 def _entries(weights: Array, listed: Array) -> tuple[Array, Array]:

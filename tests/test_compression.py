@@ -84,6 +84,16 @@ def test_the_call_refuses_what_is_no_compressed_part() -> None:
         jax.block_until_ready(call(jnp.zeros((2, 3104), jnp.int16), length=np.int32(16), first=np.int32(0)))
 
 
+def test_rows_have_exponents_of_their_own() -> None:
+    """As rows of tokens that were never trained have: none of their weights is an exception."""
+    weights = np.random.default_rng(3).normal(size=(4, 16, 8, 32)) * 10.0 ** -np.arange(0, 32, 4)[:, None]
+    words, spoiled = _compress(bits(weights), 512)
+    assert spoiled == 0
+    entries = np.asarray(words).reshape(4, -1)[:, : 2 * EXCEPTIONS].view(np.uint32)
+    assert np.count_nonzero(entries) < 8  # of 16,384 normal numbers some are tiny
+    np.testing.assert_array_equal(round_trip(bits(weights))[0], bits(weights))
+
+
 def test_it_is_a_quarter_less() -> None:
     assert TILE.part_words(3072) / TileFormat().part_words(3072) < 0.76
 

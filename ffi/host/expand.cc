@@ -45,13 +45,15 @@ struct Parts {
   void expand(const u16* part, u16* out) const {
     const i32 cols = length * kCols;
     for (i64 col = 0; col < width; col += cols, part += piece_words(length, true)) {
-      u32 head[kEntries + 1];
+      u32 head[kHeadBytes / 4];
       std::memcpy(head, part, sizeof head);
-      const u32 shift = ((head[kEntries] >> 23) - (127 - 79 + 15)) << 7;
-      for (i32 r = 0; r < rows; ++r)
+      for (i32 r = 0; r < rows; ++r) {
+        const i32 row = first + r;
+        const u32 scale = head[kEntries + row / 4] >> row % 4 * 8 & 0xff, shift = (scale - (127 - 79 + 15)) << 7;
         for (i32 group = 0; group < length / kGroupChunks; ++group)
-          expand_row(part + kHeadWords + (group * 3 * kPlaneBytes + (first + r) * kRowWords * 4) / 2, shift & 0xffffu,
+          expand_row(part + kHeadWords + (group * 3 * kPlaneBytes + row * kRowWords * 4) / 2, shift & 0xffffu,
                      out + r * width + col + group * kGroupChunks * kCols);
+      }
       for (i32 i = 0; i < kEntries && Entry{head[i]}.used(); ++i) {
         const Entry entry{head[i]};
         if (entry.row() >= first && entry.row() < first + rows)

@@ -6,12 +6,15 @@
 namespace mono::MONO_VARIANT {
 
 // Codes are weights whose exponents are 0 to 15, far below what can be multiplied without loss. So activations are stored
-// times this, and the piece's scale takes it out of the sum.
+// times this, and a row's scale takes it out of the sum.
 constexpr float kActivationScale = 0x1p64f;
 MONO_DEVICE float activation_scale(Shape h) { return h.compressed ? kActivationScale : 1.0f; }
 
 constexpr i32 kHeadBytes = kHeadWords * 2, kPlaneBytes = 512, kGroupBytes = 3 * kPlaneBytes;
-constexpr i32 kEntries = kHeadBytes / 4 - 1;  // exceptions of a piece; the scale comes after them
+constexpr i32 kEntries = kHeadBytes / 4 - 2;  // exceptions of a piece; its rows' scales come after them
+
+// A row's scale, a byte of word kEntries + row / 4 of the head: a power of two.
+MONO_DEVICE float row_scale(u32 word, i32 row) { return arch::bits_float((word >> row % 4 * 8 & 0xff) << 23); }
 
 // An exception: a weight that has no code.
 struct Entry {

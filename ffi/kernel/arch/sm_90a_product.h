@@ -79,8 +79,9 @@ MONO_DEVICE float compressed_product(const unsigned char* piece, const T* x, i32
   const uint4* w = reinterpret_cast<const uint4*>(piece + kHeadBytes) + lane();
   const uint2* v = lane_activations(x);
   Sums sums;
-  const u32 own = head[lane() % (kEntries + 1)];
-  const float scale = bits_float(__shfl_sync(0xffffffffu, own, kEntries));
+  const u32 own = head[lane() % (kHeadBytes / 4)];
+  const i32 row = lane() / kLanesPerRow;
+  const float scale = row_scale(__shfl_sync(0xffffffffu, own, kEntries + row / 4), row);
   static_assert(kSums == kGroupChunks);
   auto group = [&](i32 g) {
     const uint4 *planes = w + g * (kGroupBytes / 16), first = planes[0], second = planes[32], third = planes[64];

@@ -106,8 +106,7 @@ MONO_DEVICE void dot_compressed(const bf16* part, const bf16* x, i32 chunks, i32
     lines.take(head);
     arch::Vec16 of_codes[kRows] = {};
     for (i32 col = 0; col < piece * arch::kTileCols; col += kGroupCols) add_group(lines, x + col, of_codes);
-    const float scale = arch::bits_float(head[kEntries]);
-    for (i32 r = 0; r < kRows; ++r) sums[r] += of_codes[r] * scale;
+    for (i32 r = 0; r < kRows; ++r) sums[r] += of_codes[r] * row_scale(head[kEntries + r / 4], r);
     for (i32 i = 0; i < kEntries && Entry{head[i]}.used(); ++i) {
       const Entry entry{head[i]};
       of_exceptions[entry.row()] += entry.product(arch::to_float(x[arranged(entry.col())]));

@@ -286,7 +286,7 @@ class Pump {
           sum += bits_float(codes.pairs[k / 2] >> (k % 2 * 16) << 16) * to_float(x[c * kTileCols + part * 8 + k]);
       }
     }
-    sum *= read<float>(kEntries * 4);
+    sum *= row_scale(read<u32>(u32(kEntries + row / 4) * 4), row);
     for (i32 i = 0; i < kEntries; ++i) {
       const Entry entry{read<u32>(u32(i * 4))};
       if (entry.used() && entry.row() == row) sum += entry.product(to_float(x[entry.col()]));
