@@ -287,13 +287,15 @@ def _predicted(context: Context, record: dict[str, Any]) -> tuple[float | None, 
     from jax_mono.cli.models import find_config
     from jax_mono.plan import GPU, make_plan
     from jax_mono.simulate import simulate, timing
+    from jax_mono.tile import TileFormat
 
     try:
         known = timing(context.machine.topology)
     except ValueError:
         return None, ""
     config = find_config(record["model"])
-    plan = make_plan(config, devices=record["devices"], blocks=record["blocks"], target=GPU, topology=known.topology)
-    groups = 1 if record["form"] == "mesh" else plan.num_devices
+    cut = {"devices": record["devices"], "blocks": record["blocks"], "target": GPU, "topology": known.topology}
+    plan = make_plan(config, **cut, tile=TileFormat(compressed=record["compressed"]))
+    groups = plan.num_devices // record["jax_devices"]
     made = simulate(plan, known, groups=groups, position=record["context"] // 2)
     return made.tokens_per_second, f"jax-mono simulate, {known.topology.name}, position {record['context'] // 2}"

@@ -170,6 +170,7 @@ def _about(arguments: argparse.Namespace, decoder: Decoder, context: int) -> dic
         "devices": decoder.plan.num_devices,
         "blocks": decoder.plan.num_blocks,
         "form": arguments.form,
+        "jax_devices": 1 if decoder.mesh is None else decoder.mesh.size,
         "compressed": decoder.plan.tile.compressed,
         "weights_per_token": weights_per_token(decoder.plan),
         "variant": machine.variant(),
