@@ -45,6 +45,14 @@ def base(chat_model: Path) -> list[object]:
     return ["generate", "-c", chat_model, "--no-chat", "-p", PROMPT, "-n", "8", "--dtype", "float32", "--blocks", "2"]
 
 
+def test_what_cannot_be_compressed_is_refused(run, base: list[object]) -> None:
+    ran = run(*base, "--compress")
+    assert ran.code != 0 and "only bfloat16 weights can be compressed" in ran.err
+    ran = run("generate", "-p", "class", "-n", "2", "--compress")
+    assert ran.code != 0 and "multiple of 128 columns per lane" in ran.err
+    assert run("generate", "-p", "class", "-n", "2", "--no-compress").code == 0
+
+
 def test_without_a_name_the_model_that_ships_goes_on_with_code(run) -> None:
     record = run("generate", "-p", "class Matrix:", "-n", "12", "--json").record
     assert (record["model"], record["text"][:9]) == ("mini-coder", "\n    def ")

@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel.common import Form, flax_logits, make_decoder, some_tokens, with_exceptions
+from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens, with_exceptions
 from kernel.test_parity import BFLOAT16_BOUND
 from tiny import COMPRESSIBLE, tiny
 
 from jax_mono import native
+from jax_mono.config import ConfigError, ModelConfig
+from jax_mono.decoder import Decoder
+from jax_mono.models.source import ArraySource, Params
+from jax_mono.packing import IncompressibleError
 from jax_mono.tile import TileFormat
 
 TILE = TileFormat(compressed=True)
@@ -67,3 +71,37 @@ def test_prefill_reads_them_too() -> None:
     ]
     assert outputs[0].tokens == outputs[1].tokens
     np.testing.assert_allclose(outputs[0].logprobs, outputs[1].logprobs, atol=BFLOAT16_BOUND)
+
+
+def source_of(config: ModelConfig, params: Params | None = None) -> ArraySource:
+    return ArraySource(config, params_of(config, jnp.bfloat16) if params is None else params)
+
+
+def test_the_default_is_what_decodes_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = source_of(tiny("llama", **COMPRESSIBLE))
+    expected = native.cpu_variant() != "portable"
+    assert Decoder.from_source(wide).plan.tile.compressed is expected
+    assert not Decoder.from_source(wide, compress=False).plan.tile.compressed
+    assert not Decoder.from_source(wide, dtype=jnp.float32).plan.tile.compressed
+    assert not Decoder.from_source(source_of(tiny("llama"))).plan.tile.compressed  # too narrow
+    assert Decoder.random(wide.config).plan.tile.compressed is expected
+    monkeypatch.setenv("JAX_MONO_CPU", "portable")
+    assert not Decoder.from_source(wide).plan.tile.compressed
+    assert Decoder.from_source(wide, compress=True).plan.tile.compressed
+
+
+def test_weights_that_cannot_be_compressed() -> None:
+    config = tiny("llama", **COMPRESSIBLE)
+    source = source_of(config, jax.tree.map(lambda leaf: leaf.at[..., :4].set(1e-12), params_of(config, jnp.bfloat16)))
+    with pytest.raises(IncompressibleError, match="cannot be compressed without loss; decode them with compress=False"):
+        Decoder.from_source(source, compress=True)
+    found, plain = (Decoder.from_source(source, compress=compress) for compress in (None, False))
+    assert not found.plan.tile.compressed
+    assert found.generate(TEXT[:4], max_new_tokens=4).tokens == plain.generate(TEXT[:4], max_new_tokens=4).tokens
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ConfigError, match="only bfloat16 weights can be compressed, not float32"):
+        Decoder.from_source(source_of(tiny("llama", **COMPRESSIBLE)), dtype=jnp.float32, compress=True)
+    with pytest.raises(ConfigError, match="multiple of 128 columns per lane, not 64"):
+        Decoder.from_source(source_of(tiny("llama")), compress=True)
