@@ -178,11 +178,11 @@ def test_on_a_gpu_random_weights_are_made_there(monkeypatch: pytest.MonkeyPatch)
         "jax_mono.decoder.Decoder.random", lambda config, **options: made.update(options, config=config)
     )
     source = SimpleNamespace(config=TINY["tiny"])
-    asked = argparse.Namespace(
-        random_weights=True, dtype="bfloat16", devices=None, blocks=128, form="threads", seed=4, quiet=True
-    )
+    shape = {"devices": None, "blocks": 128, "form": "threads", "compress": False}
+    asked = argparse.Namespace(random_weights=True, dtype="bfloat16", **shape, seed=4, quiet=True)
     bench._decoder(source, asked, 512)
     assert (made["config"], made["blocks"], made["context"], made["seed"]) == (TINY["tiny"], 128, 512, 4)
+    assert made["compress"] is False
 
 
 def test_each_processor_has_its_own_limit() -> None:
