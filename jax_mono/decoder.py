@@ -6,7 +6,7 @@ import functools
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,18 @@ from jax_mono import gpus
 from jax_mono.call import LostHandoff
 from jax_mono.config import ModelConfig
 from jax_mono.cut import plans_for
-from jax_mono.decode import Cache, Finish, Generation, empty_cache
+from jax_mono.decode import Cache, empty_cache
 from jax_mono.decode import generate as pure_generate
 from jax_mono.decode import score as pure_score
 from jax_mono.granules import check_alignment
 from jax_mono.models.source import OnTensor, WeightSource
+from jax_mono.output import Output, Scores, alternatives, output_of
 from jax_mono.packing import IncompressibleError, home, mesh_devices, pack
 from jax_mono.plan import Plan
 from jax_mono.prefill import AXIS
 from jax_mono.random_tapes import random_tapes
 from jax_mono.sampling import GREEDY, Sampling
-from jax_mono.stream import Token, TokenStream
+from jax_mono.stream import TokenStream
 from jax_mono.tape import Tapes
 from jax_mono.tokenizer import Tokenizer
 
@@ -42,42 +43,6 @@ _generate = jax.jit(
     donate_argnames="cache",
 )
 _score = jax.jit(pure_score, static_argnames=("plan", "logits", "top_n", "mesh", "lost"))
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished generation.
-
-    Attributes:
-        tokens: Generated tokens; a stop token is the last of them.
-        logprobs: Per token, under the model's unmodified distribution.
-        finish: Why it ended.
-        top: Per token the most likely alternatives, best first, if asked for.
-        cache: The conversation; pass it on to continue. It is consumed by the next call.
-        seconds: Wall time from the call to its last token.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    finish: Finish
-    top: list[list[Token]]
-    cache: Cache
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Teacher-forced scores.
-
-    Attributes:
-        logprobs: float32 [T - 1], of every token but the first, given those before it.
-        logits: float32 [T, vocab], or None if not asked for.
-        top: Per position the most likely next tokens, best first, if asked for.
-    """
-
-    logprobs: np.ndarray
-    logits: np.ndarray | None
-    top: list[list[Token]]
 
 
 class Decoder:
@@ -298,7 +263,7 @@ class Decoder:
 
         def run(session: int) -> Output:
             generation = jax.block_until_ready(launch(session=session))
-            return _output(generation, time.perf_counter() - started)
+            return output_of(generation, time.perf_counter() - started)
 
         return TokenStream(run, budget, deadline)
 
@@ -354,7 +319,7 @@ class Decoder:
             return Scores(
                 logprobs=np.asarray(logprobs)[: len(ids) - 1],
                 logits=np.asarray(all_logits)[: len(ids)] if logits else None,
-                top=_alternatives(top_ids, top_logits, len(ids)),
+                top=alternatives(top_ids, top_logits, len(ids)),
             )
 
         return TokenStream(run, len(ids), deadline)
@@ -389,25 +354,6 @@ class Decoder:
                 "shorten the prompt, ask for fewer tokens or load with a longer context"
             )
         return wanted
-
-
-def _output(generation: Generation, seconds: float) -> Output:
-    count = int(generation.count)
-    return Output(
-        tokens=np.asarray(generation.tokens)[:count].tolist(),
-        logprobs=np.asarray(generation.logprobs)[:count].tolist(),
-        finish=Finish(int(generation.finish)),
-        top=_alternatives(generation.top_ids, generation.top_logprobs, count),
-        cache=generation.cache,
-        seconds=seconds,
-    )
-
-
-def _alternatives(ids: jax.Array, logprobs: jax.Array, count: int) -> list[list[Token]]:
-    if ids.shape[1] == 0:
-        return []
-    rows = zip(np.asarray(ids)[:count].tolist(), np.asarray(logprobs)[:count].tolist(), strict=True)
-    return [[Token(*pair) for pair in zip(*row, strict=True)] for row in rows]
 
 
 def _bucket(length: int, smallest: int) -> int:

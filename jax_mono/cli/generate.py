@@ -15,8 +15,9 @@ from jax_mono.cli.console import note, print_json, progress
 
 if TYPE_CHECKING:
     from jax_mono.cli.flax_decoder import FlaxDecoder, FlaxOutput, FlaxStream
-    from jax_mono.decoder import Decoder, Output
+    from jax_mono.decoder import Decoder
     from jax_mono.models.source import WeightSource
+    from jax_mono.output import Output
     from jax_mono.stream import Token, TokenStream
     from jax_mono.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax_mono.decoder import Scores
+from jax_mono.output import Scores
 from jax_mono.sampling import Sampling
 from jax_mono.serve.answers import DONE, Exchange, server_event, timings_record, usage
 from jax_mono.serve.schemas import ChatRequest, CompletionRequest

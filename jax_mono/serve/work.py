@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from jax_mono.decoder import Scores
+from jax_mono.output import Scores
 from jax_mono.sampling import GREEDY, Sampling
 from jax_mono.serve.text import Delta
 from jax_mono.stream import Token, TokenStream

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jax_mono.cli import compare
-from jax_mono.decoder import Decoder, Output, Scores
+from jax_mono.decoder import Decoder
+from jax_mono.output import Output, Scores
 from jax_mono.stream import Token
 
 TINY = ["parity", "--model", "tiny", "--random-weights", "--tokens", "24", "--new-tokens", "8", "--blocks", "1"]

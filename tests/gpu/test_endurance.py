@@ -13,7 +13,7 @@ from kernel.common import some_tokens
 from tiny import tiny
 
 from jax_mono.decode import Finish
-from jax_mono.decoder import Output
+from jax_mono.output import Output
 from jax_mono.sampling import Sampling
 
 SAMPLING = Sampling(temperature=1.0, top_k=50, top_p=0.95, repetition_penalty=1.1)
