@@ -180,6 +180,8 @@ def test_shapes_of_machines_that_do_not_fit() -> None:
     source = ArraySource(config, params_of(config))
     with pytest.raises(ConfigError, match="8 lanes do not divide over 3 devices"):
         Decoder.from_source(source, mesh=make_mesh(3))
+    with pytest.raises(ConfigError, match="2 devices do not divide over the 4 of the mesh"):
+        Decoder.from_source(source, devices=2, mesh=make_mesh(4))
     with pytest.raises(ConfigError, match="9 blocks are too many for hidden_size 64"):
         Decoder.from_source(source, blocks=9)
     with pytest.raises(ConfigError, match="devices is 17, must be between 1 and 16"):
@@ -188,7 +190,7 @@ def test_shapes_of_machines_that_do_not_fit() -> None:
         Decoder.from_source(source, dtype=jnp.int8)
     plan = make_plan(config, devices=4)
     tapes = pack(plan, source, dtype=jnp.float32)
-    for mesh in (make_mesh(2), jax.make_mesh((4,), ("model",)), jax.make_mesh((2, 2), ("devices", "more"))):
+    for mesh in (make_mesh(3), jax.make_mesh((4,), ("model",)), jax.make_mesh((2, 2), ("devices", "more"))):
         with pytest.raises(ConfigError, match="the plan needs one axis 'devices' of 4 devices"):
             Decoder(plan, tapes, mesh=mesh)
 
