@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jax_mono import gpus, native, settings
 from jax_mono.config import ConfigError, ModelConfig
 from jax_mono.plan import CPU, GPU, Plan, Target, make_plan
+from jax_mono.tape import tape_storage
 from jax_mono.tile import TileFormat
 
 _ENOUGH = 0.9
@@ -110,17 +111,17 @@ def plans_for(
         ConfigError: The model cannot be cut like this, or not with compressed tapes.
         NativeError: The GPU cannot be used, or has no program for this plan.
     """
-    if compress and jnp.dtype(dtype) != jnp.bfloat16:
-        raise ConfigError(f"only bfloat16 weights can be compressed, not {jnp.dtype(dtype).name}")
-    cut = {"devices": devices, "blocks": blocks, "mesh": mesh}
+    cut, tile = {"devices": devices, "blocks": blocks, "mesh": mesh}, TileFormat(compressed=True)
     if compress or (compress is None and compresses(device, dtype)):
         try:
-            plan = plan_for(config, device, **cut, tile=TileFormat(compressed=True))
+            tape_storage(tile, dtype)
+            plan = plan_for(config, device, **cut, tile=tile)
             gpus.check_plan(device, plan, dtype)
-            yield plan
         except (ConfigError, native.NativeError):
             if compress:
                 raise
+        else:
+            yield plan
     if not compress:
         yield plan_for(config, device, **cut)
 

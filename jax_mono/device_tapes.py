@@ -12,7 +12,7 @@ import numpy as np
 from jax_mono.granules import interleave
 from jax_mono.like_blocks import LikeBlocks, like_blocks
 from jax_mono.plan import Plan, StageName
-from jax_mono.tape import own_weights, stage_tiles, storage, stored_words
+from jax_mono.tape import own_weights, stage_tiles, stored_words, tape_storage
 from jax_mono.tile import TileFormat
 
 Array = jax.Array
@@ -28,7 +28,7 @@ class DeviceTapes:
 
     def __init__(self, plan: Plan, dtype: np.dtype, devices: Sequence[jax.Device]) -> None:
         self.plan, self.devices, self.rows = plan, devices, plan.num_devices // len(devices)
-        shape, stored = (self.rows, plan.num_blocks), storage(dtype)
+        shape, stored = (self.rows, plan.num_blocks), tape_storage(plan.tile, dtype)
         self.layers = [
             jnp.zeros((*shape, plan.config.num_layers, plan.layer_words), stored, device=device) for device in devices
         ]
@@ -44,7 +44,7 @@ class DeviceTapes:
         """Puts a stage's matrices, of one layer or of the head, into the tapes."""
         jax.block_until_ready(self._head if layer is None else self.layers)  # no more than one stage is on its way
         for index, share in enumerate(self.plan.devices):
-            if share.stages[name].tiles and share.stages[name].tile_words:  # else a device without heads
+            if not share.stages[name].empty:
                 own = jax.device_put(own_weights(self.plan, index, name, matrices), self.device(index))
                 self.place(index, name, _tiles(self.plan.tile, name, own), layer)
 

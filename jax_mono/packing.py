@@ -34,6 +34,7 @@ from jax_mono.tape import (
     stage_tiles,
     storage,
     store_tiles,
+    tape_storage,
 )
 from jax_mono.tile import TileFormat
 
@@ -64,7 +65,7 @@ def pack(
         The tapes.
 
     Raises:
-        ConfigError: The plan or mesh does not fit.
+        ConfigError: The plan or mesh does not fit, or the plan compresses weights of another dtype than bfloat16.
         IncompressibleError: The plan's tapes are compressed, and these weights cannot be.
         CheckpointError: A tensor cannot be read.
     """
@@ -108,7 +109,7 @@ class _HostTapes:
 
     def __init__(self, plan: Plan, dtype: np.dtype, devices: Sequence[jax.Device]) -> None:
         self.plan, self.rows = plan, plan.num_devices // len(devices)
-        tapes, stored = plan.placement.tape_rows, storage(dtype)
+        tapes, stored = plan.placement.tape_rows, tape_storage(plan.tile, dtype)
         shape = (self.rows, tapes, plan.config.num_layers, plan.layer_words)
         self.layers = [_allocate(shape, stored) for _ in devices]
         self.head = [_allocate((self.rows, tapes, plan.head_words), stored) for _ in devices]
@@ -118,7 +119,7 @@ class _HostTapes:
         for index, share in enumerate(self.plan.devices):
             tapes = (self.head if layer is None else self.layers)[index // self.rows][index % self.rows]
             tiles = stage_tiles(self.plan.tile, name, own_weights(self.plan, index, name, matrices))
-            if self.plan.tile.compressed and tiles.size:
+            if self.plan.tile.compressed and not share.stages[name].empty:
                 tiles, spoiled = _compressed(self.plan.tile, share.stages[name].cols, tiles)
                 self.spoiled += spoiled
             store_tiles(self.plan, share.stages[name], tiles, tapes, layer)

@@ -90,6 +90,11 @@ class Stage:
     offsets: tuple[int, ...]
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing of it here: a device without heads has no attention."""
+        return self.tiles == 0 or self.tile_words == 0
+
+    @property
     def tiles_per_lane(self) -> int:
         """Tiles of one lane; for a row parallel stage all tiles serve all lanes."""
         return self.tiles if self.row_parallel else self.tiles // self.lanes

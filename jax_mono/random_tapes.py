@@ -53,7 +53,7 @@ def random_tapes(plan: Plan, *, dtype: DTypeLike = jnp.bfloat16, mesh: Mesh | No
     numbers, tile = iter(seeds.tolist()), (plan.tile.rows, plan.tile.cols)
     for index, share in enumerate(plan.devices):
         for name in STAGES:
-            if not (share.stages[name].tiles and share.stages[name].tile_words):  # a device without heads
+            if share.stages[name].empty:
                 continue
             table = _stage_chunks(plan, share, share.stages[name])
             names = _CHUNK.names or ()

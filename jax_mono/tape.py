@@ -52,6 +52,17 @@ def storage(dtype: DTypeLike) -> jnp.dtype:
     return STORAGE[name]
 
 
+def tape_storage(tile: TileFormat, dtype: DTypeLike) -> jnp.dtype:
+    """The dtype in which tapes store weights of a dtype.
+
+    Raises:
+        ConfigError: Weights cannot have this dtype, or not on compressed tapes.
+    """
+    if tile.compressed and jnp.dtype(dtype) != jnp.bfloat16:
+        raise ConfigError(f"only bfloat16 weights can be compressed, not {jnp.dtype(dtype).name}")
+    return storage(dtype)
+
+
 def as_weights(stored: Array, dtype: DTypeLike) -> Array:
     """Reads stored bits as the dtype they mean; free."""
     return stored if stored.dtype == dtype else jax.lax.bitcast_convert_type(stored, dtype)

@@ -70,7 +70,7 @@ class TileFormat:
         chunks = self.chunks(cols)
         for pieces in range(-(-chunks // LONGEST_PIECE), chunks // GROUP + 1):
             if chunks % (pieces * GROUP) == 0:
-                return chunks // max(1, pieces)
+                return chunks // pieces
         raise ConfigError(f"compressed weights need a multiple of {GROUP * self.cols} columns per lane, not {cols}")
 
     def part_words(self, cols: int) -> int:

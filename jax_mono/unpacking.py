@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -61,14 +63,14 @@ def unpack_matrix(
     Returns:
         [lanes, rows, cols], lanes of this device; wo and w2 are cut along their columns, the others along their rows.
     """
-    stages, half = share.stages, plan.tile.rows // 2
+    source, stages, half = _Source(plan, tape, layer, swizzle), share.stages, plan.tile.rows // 2
     if name in ("wo", "w2"):
-        return _row_matrix(plan, stages["o" if name == "wo" else "down"], tape, layer, swizzle)
+        return _row_matrix(source, stages["o" if name == "wo" else "down"])
     if name in ("w1", "w3"):
         rows = slice(0, half) if name == "w1" else slice(half, 2 * half)
         neurons = share.neurons.count // share.lanes.count
-        return _column_matrix(plan, stages["up"], tape, layer, swizzle, rows)[:, :neurons]
-    qkv = _column_matrix(plan, stages["qkv"], tape, layer, swizzle)
+        return _column_matrix(source, stages["up"], rows)[:, :neurons]
+    qkv = _column_matrix(source, stages["qkv"])
     queries = query_span(plan, share).count // share.lanes.count
     keys = key_span(plan, share).count // share.lanes.count
     ranges = {"wq": (0, queries), "wk": (queries, queries + keys), "wv": (queries + keys, queries + 2 * keys)}
@@ -78,7 +80,7 @@ def unpack_matrix(
 def unpack_head(plan: Plan, share: DevicePlan, tape: Array, swizzle: Swizzle | None = None) -> Array:
     """Recovers the LM head rows [vocabulary share, hidden] of one device from its tapes [R, head_words]."""
     stage = share.stages["head"]
-    return _column_matrix(plan, stage, tape, None, swizzle)[:, : stage.rows].reshape(-1, stage.cols)
+    return _column_matrix(_Source(plan, tape, None, swizzle), stage)[:, : stage.rows].reshape(-1, stage.cols)
 
 
 def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str, Array]:
@@ -113,19 +115,22 @@ def unpack_vectors(plan: Plan, constants: Array, share: DevicePlan) -> dict[str,
     return vectors
 
 
-def _parts(
-    plan: Plan,
-    stage: Stage,
-    tape: Array,
-    layer: ArrayLike | None,
-    swizzle: Swizzle | None,
-    rows: slice = slice(None),
-) -> Array:
+@dataclass(frozen=True)
+class _Source:
+    """Where matrices come from; arguments of :func:`unpack_matrix`."""
+
+    plan: Plan
+    tape: Array
+    layer: ArrayLike | None
+    swizzle: Swizzle | None
+
+
+def _parts(source: _Source, stage: Stage, rows: slice = slice(None)) -> Array:
     """Of every part of the tiles of a stage some rows, [parts, rows, padded cols], in the order of the tiles."""
-    tile = plan.tile
-    offsets = stage.offsets
+    plan, tape, layer = source.plan, source.tape, source.layer
+    tile, offsets = plan.tile, stage.offsets
     if plan.placement.interleaved:
-        tape, offsets = granules.in_one_piece(plan, stage, tape, layer, swizzle)
+        tape, offsets = granules.in_one_piece(plan, stage, tape, layer, source.swizzle)
         layer = None
     if layer is None:
         tape, layer = tape[:, None], 0
@@ -143,25 +148,18 @@ def _parts(
     return jnp.concatenate(runs)
 
 
-def _column_matrix(
-    plan: Plan,
-    stage: Stage,
-    tape: Array,
-    layer: ArrayLike | None,
-    swizzle: Swizzle | None,
-    rows: slice = slice(None),
-) -> Array:
+def _column_matrix(source: _Source, stage: Stage, rows: slice = slice(None)) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
     if stage.tiles == 0:
-        return jnp.zeros((stage.lanes, 0, stage.cols), tape.dtype)
-    parts = _parts(plan, stage, tape, layer, swizzle, rows)
+        return jnp.zeros((stage.lanes, 0, stage.cols), source.tape.dtype)
+    parts = _parts(source, stage, rows)
     return parts.reshape(stage.lanes, -1, parts.shape[2])[:, :, : stage.cols]
 
 
-def _row_matrix(plan: Plan, stage: Stage, tape: Array, layer: ArrayLike | None, swizzle: Swizzle | None) -> Array:
+def _row_matrix(source: _Source, stage: Stage) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
     if stage.cols == 0:
-        return jnp.zeros((stage.lanes, stage.rows, 0), tape.dtype)
-    parts = _parts(plan, stage, tape, layer, swizzle)
+        return jnp.zeros((stage.lanes, stage.rows, 0), source.tape.dtype)
+    parts = _parts(source, stage)
     matrix = parts.reshape(stage.tiles, stage.lanes, *parts.shape[1:]).swapaxes(0, 1)
     return matrix.reshape(stage.lanes, -1, parts.shape[2])[:, : stage.rows, : stage.cols]

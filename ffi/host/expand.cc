@@ -49,7 +49,7 @@ struct Parts {
       std::memcpy(head, part, sizeof head);
       for (i32 r = 0; r < rows; ++r) {
         const i32 row = first + r;
-        const u32 scale = head[kEntries + row / 4] >> row % 4 * 8 & 0xff, shift = (scale - (127 - 79 + 15)) << 7;
+        const u32 shift = (scale_exponent(head[kEntries + row / 4], row) - kScaleOfCodes) << 7;
         for (i32 group = 0; group < length / kGroupChunks; ++group)
           expand_row(part + kHeadWords + (group * 3 * kPlaneBytes + row * kRowWords * 4) / 2, shift & 0xffffu,
                      out + r * width + col + group * kGroupChunks * kCols);
@@ -86,8 +86,9 @@ void run(const ffi::AnyBuffer& words, ffi::Result<ffi::AnyBuffer> out, i32 lengt
       to.size() != from.size() + 1)
     throw std::invalid_argument("compressed parts are uint16 [parts, words], and so are [parts, rows, columns] of them");
   const Parts parts{from[from.size() - 1], to[to.size() - 1], length, first, i32(to[to.size() - 2])};
-  if (length < kGroupChunks || length % kGroupChunks || length > kLongestPiece || first < 0 || first + parts.rows > kRows ||
-      parts.words < 1 || parts.width % (length * kCols) || parts.words != parts.width / (length * kCols) * piece_words(length, true) ||
+  const bool is_piece = length >= kGroupChunks && length <= kLongestPiece && length % kGroupChunks == 0;
+  if (!is_piece || first < 0 || first + parts.rows > kRows || parts.words < 1 || parts.width % (length * kCols) ||
+      parts.words != parts.width / (length * kCols) * piece_words(length, true) ||
       i64(words.element_count()) / parts.words * parts.weights() != i64(out->element_count()))
     throw std::invalid_argument("compressed parts of " + std::to_string(parts.words) + " words do not hold " +
                                 std::to_string(parts.width) + " columns in pieces of " + std::to_string(length) + " chunks");

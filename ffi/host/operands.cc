@@ -3,6 +3,8 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "kernel/simt/tuning.h"
+
 namespace mono {
 namespace {
 
@@ -90,6 +92,13 @@ void Operands::check_plan() const {
   const Header& h = *plan().header;
   if (h.magic != kPlanMagic || h.size != Plan::size(h) || size_t(h.size) != bytes)
     refuse("the plan record does not fit this library; rebuild libjax_mono");
+  if (!h.compressed) return;
+  if (weights() != WeightType::kBfloat16) refuse("compressed tapes hold bfloat16 weights only; make the plan without");
+  for (i32 device = 0; device < h.num_devices; ++device)
+    for (const Stage& stage : plan().devices[device].stages)
+      if (h.tile_cols != 32 || stage.width / h.tile_cols % kGroupChunks)
+        refuse("compressed tapes have " + std::to_string(kGroupChunks) + " chunks of 32 columns together, not " +
+               std::to_string(stage.width) + " columns");
 }
 
 void Operands::check_types() const {

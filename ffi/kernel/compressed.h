@@ -13,8 +13,10 @@ MONO_DEVICE float activation_scale(Shape h) { return h.compressed ? kActivationS
 constexpr i32 kHeadBytes = kHeadWords * 2, kPlaneBytes = 512, kGroupBytes = 3 * kPlaneBytes;
 constexpr i32 kEntries = kHeadBytes / 4 - 2;  // exceptions of a piece; its rows' scales come after them
 
-// A row's scale, a byte of word kEntries + row / 4 of the head: a power of two.
-MONO_DEVICE float row_scale(u32 word, i32 row) { return arch::bits_float((word >> row % 4 * 8 & 0xff) << 23); }
+// A row's scale, a byte of word kEntries + row / 4 of the head: a power of two, and its exponent as a float has it.
+MONO_DEVICE u32 scale_exponent(u32 word, i32 row) { return word >> row % 4 * 8 & 0xff; }
+MONO_DEVICE float row_scale(u32 word, i32 row) { return arch::bits_float(scale_exponent(word, row) << 23); }
+constexpr u32 kScaleOfCodes = 127 - 79 + 15;  // that exponent where codes are the weights themselves
 
 // An exception: a weight that has no code.
 struct Entry {

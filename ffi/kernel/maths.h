@@ -8,30 +8,9 @@ namespace mono::MONO_VARIANT {
 constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
 constexpr float kLog2E = 1.44269504088896341f;
 
-// e^x; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf, S. Moshier, 1989). Relative error < 2e-7. NaN
-// stays NaN.
-MONO_DEVICE float exp(float x) {
-  if (!(x >= -87.0f)) return x < -87.0f ? 0.0f : x;
-  if (x > 88.0f) return kInfinity;
-  float n = x * kLog2E;
-  i32 whole = i32(n + (n < 0 ? -0.5f : 0.5f));
-  float r = x - float(whole) * 0.693359375f;
-  r = r - float(whole) * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * arch::bits_float(u32(whole + 127) << 23);
-}
-
-// The same for x that are not positive, in fewer instructions: a number is rounded to a whole one, whose lowest bits are then
-// the float's, by adding 1.5 * 2^23.
-MONO_DEVICE float exp_below(float x) {
-  constexpr float kWhole = 12582912.0f;
-  const float shifted = x * kLog2E + kWhole, n = shifted - kWhole;
+// e^(x - n ln 2) for the whole number n nearest to x / ln 2; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf,
+// S. Moshier, 1989).
+MONO_DEVICE float exp_remainder(float x, float n) {
   float r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -41,7 +20,25 @@ MONO_DEVICE float exp_below(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return x < -87.0f ? 0.0f : p * arch::bits_float((arch::float_bits(shifted) << 23) + 0x3f800000u);
+  return p;
+}
+
+// e^x. Relative error < 2e-7. NaN stays NaN.
+MONO_DEVICE float exp(float x) {
+  if (!(x >= -87.0f)) return x < -87.0f ? 0.0f : x;
+  if (x > 88.0f) return kInfinity;
+  float n = x * kLog2E;
+  i32 whole = i32(n + (n < 0 ? -0.5f : 0.5f));
+  return exp_remainder(x, float(whole)) * arch::bits_float(u32(whole + 127) << 23);
+}
+
+// The same for x that are not positive, in fewer instructions: a number is rounded to a whole one, whose lowest bits are then
+// the float's, by adding 1.5 * 2^23.
+MONO_DEVICE float exp_below(float x) {
+  constexpr float kWhole = 12582912.0f;
+  const float shifted = x * kLog2E + kWhole, n = shifted - kWhole;
+  const float power = arch::bits_float((arch::float_bits(shifted) << 23) + 0x3f800000u);
+  return x < -87.0f ? 0.0f : exp_remainder(x, n) * power;
 }
 
 // ln(x) for normal x > 0 (coefficients: Cephes logf). Relative error < 2e-7 away from 1.

@@ -10,15 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel.common import Form, flax_logits, make_decoder, params_of, some_tokens, with_exceptions
+from jax.typing import DTypeLike
+from kernel.common import (
+    Form,
+    call_kernel,
+    flax_logits,
+    make_decoder,
+    make_request,
+    params_of,
+    some_tokens,
+    with_exceptions,
+)
 from kernel.test_parity import BFLOAT16_BOUND
 from tiny import COMPRESSIBLE, tiny
 
 from jax_mono import native
+from jax_mono.call import Mode
 from jax_mono.config import ConfigError, ModelConfig
 from jax_mono.decoder import Decoder
 from jax_mono.models.source import ArraySource, Params
-from jax_mono.packing import IncompressibleError
+from jax_mono.packing import IncompressibleError, pack
+from jax_mono.plan import make_plan
+from jax_mono.random_tapes import random_tapes
+from jax_mono.record import HEADER, plan_record
 from jax_mono.tile import TileFormat
 
 TILE = TileFormat(compressed=True)
@@ -105,3 +119,31 @@ def test_what_is_refused() -> None:
         Decoder.from_source(source_of(tiny("llama", **COMPRESSIBLE)), dtype=jnp.float32, compress=True)
     with pytest.raises(ConfigError, match="multiple of 128 columns per lane, not 64"):
         Decoder.from_source(source_of(tiny("llama")), compress=True)
+
+
+def test_packing_refuses_other_weights() -> None:
+    config = tiny("llama", **COMPRESSIBLE)
+    for made in (pack(make_plan(config), source_of(config)), random_tapes(make_plan(config, tile=TILE))):
+        assert made.dtype == jnp.bfloat16
+    with pytest.raises(ConfigError, match="only bfloat16 weights can be compressed, not float32"):
+        pack(make_plan(config, tile=TILE), source_of(config), dtype=jnp.float32)
+    with pytest.raises(ConfigError, match="only bfloat16 weights can be compressed, not float32"):
+        random_tapes(make_plan(config, tile=TILE), dtype=jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (jnp.float32, "compressed tapes hold bfloat16 weights only"),
+        (jnp.bfloat16, "compressed tapes have 4 chunks of 32 columns together, not 64 columns"),
+    ],
+)
+def test_the_call_refuses_records_that_no_plan_gives(
+    monkeypatch: pytest.MonkeyPatch, dtype: DTypeLike, message: str
+) -> None:
+    decoder = make_decoder(tiny("llama"), dtype=dtype)
+    words = plan_record(decoder.plan).copy()
+    words.view(np.uint8)[: HEADER.itemsize].view(HEADER)["compressed"] = 1
+    monkeypatch.setattr("jax_mono.call.plan_record", lambda plan: words)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        call_kernel(decoder, make_request(), mode=Mode.GENERATE, room=1)

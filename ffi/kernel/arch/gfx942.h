@@ -134,7 +134,7 @@ MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
 
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
-constexpr int kLooksAtAll = 0;  // polls of one word are what the fabric between dies carries best
+constexpr int kLooksAtAll = 0;  // fewer polls; not tried
 constexpr int kWordsInFlight = 4;    // loads of one thread before it looks at the first
 constexpr int kRoundsAhead = 2;      // of keys and values in attention, before the first is needed
 
