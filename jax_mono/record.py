@@ -70,6 +70,7 @@ HEADER = np.dtype(
         ("copy_words", "<i8"),
         ("region_periods", "<i8"),
         ("compressed", "<i8"),
+        ("flat_activations", "<i8"),
         ("layers_swizzle", "<i8"),
         ("head_swizzle", "<i8"),
     ]
@@ -226,12 +227,27 @@ def _header(plan: Plan, size: int) -> np.ndarray:
         "copy_words": copy_words(plan),
         "region_periods": plan.placement.region_periods,
         "compressed": plan.tile.compressed,
+        "flat_activations": _flat_activations(plan, runs),
         "layers_swizzle": constants_layout(plan)["layers_swizzle"],
         "head_swizzle": constants_layout(plan)["head_swizzle"],
     }
     for name in HEADER.names or ():
         header[name] = values[name]
     return header
+
+
+def _flat_activations(plan: Plan, runs: Runs) -> bool:
+    """Whether words of activations are full, and follow each other as the columns of the down stage do."""
+    neurons, word = runs.activation * plan.target.weights_per_word, plan.target.weights_per_word
+    for device in plan.devices:
+        up, down = device.stages["up"], device.stages["down"]
+        if any(share.count * plan.tile.rows // 2 != neurons for share in up.shares):
+            return False
+        if up.tiles * plan.tile.rows // 2 != down.lanes * plan.tile.padded_cols(down.cols) or down.cols % word:
+            return False
+        if down.cols != plan.tile.padded_cols(down.cols):
+            return False
+    return True
 
 
 def _history_layers(config: ModelConfig) -> int:

@@ -67,6 +67,8 @@ const Field kFields[] = {
     MONO_FIELD(Header, roles),
     MONO_FIELD(Header, copy_words),
     MONO_FIELD(Header, region_periods),
+    MONO_FIELD(Header, compressed),
+    MONO_FIELD(Header, flat_activations),
     MONO_FIELD(Header, layers_swizzle),
     MONO_FIELD(Header, head_swizzle),
     MONO_FIELD(Layer, window),

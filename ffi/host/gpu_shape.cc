@@ -128,6 +128,7 @@ std::string shape_struct(const Header& h) {
   field("period", h.period);
   field("region_periods", h.region_periods);
   field("compressed", h.compressed);
+  field("flat_activations", h.flat_activations);
   field("layers_swizzle", h.layers_swizzle);
   field("head_swizzle", h.head_swizzle);
   out << "  static constexpr i64 layer_words = " << h.layer_words << "LL, head_words = " << h.head_words

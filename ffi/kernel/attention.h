@@ -75,14 +75,14 @@ struct RowWords {
   }
   // Hands on the rows of the w-th word that belong to the range: sink(index in the range, value).
   template <class Sink>
-  MONO_DEVICE void unpack(i32 w, const arch::Word& word, Sink sink) const {
+  MONO_DEVICE void unpack(Shape h, i32 w, const arch::Word& word, Sink sink) const {
+    const bool whole = h.head_dim % arch::kTileRows == 0;  // heads are whole tiles
     const i32 tile = w / kTileWords, at = (w - tile * kTileWords) * kFloatsPerWord;
+    const i32 first = tile * arch::kTileRows + at - (whole ? 0 : first_row - first_tile * arch::kTileRows);
     float values[kFloatsPerWord];
     arch::unpack(word, values);
-    for (i32 k = 0; k < kFloatsPerWord; ++k) {
-      const i32 i = (first_tile + tile) * arch::kTileRows + at + k - first_row;
-      if (at + k < arch::kTileRows && i >= 0 && i < rows) sink(i, values[k]);
-    }
+    for (i32 k = 0; k < kFloatsPerWord; ++k)
+      if (at + k < arch::kTileRows && (whole || (first + k >= 0 && first + k < rows))) sink(first + k, values[k]);
   }
 };
 
@@ -117,7 +117,7 @@ MONO_DEVICE void read_heads(BlockState<T>& s, i32 layer, i32 head, bool owner) {
       },
       [&](i32 w, const arch::Word& word) {
         const RowWords range = place(w);
-        range.unpack(w, word, [&](i32 i, float x) { out[range.offset + i] = x; });
+        range.unpack(h, w, word, [&](i32 i, float x) { out[range.offset + i] = x; });
       });
   arch::sync();
   if (h.qk_norm) {
@@ -182,7 +182,7 @@ MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
   Shape h = s.header;
   const Visible visible(h, arch::agreed(s.scratch.layers[layer].window), position);
   const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
-  const i32 per_lane = s.heads_per_lane() * group, queries = s.device.kv_heads.count * group, words = part_words(h);
+  const i32 per_lane = s.heads_per_lane() * group, queries = s.kv_heads() * group, words = part_words(h);
   const arch::Word* from = s.own_copy(s.own_words(s.device.channels.attention, layer));
   const i32 first_split = visible.first_chunk % h.kv_splits;
   auto part = [&](i32 query, i32 k) {

@@ -7,6 +7,7 @@
 //   product(s, stage, layer, out, part_stride)            a block's tiles of one stage
 //   norm_words / norm_embedding(s, ...)                   RMSNorm of a vector as it arrives
 //   lane_inverses(s, ...)                                 1 / RMS of whole lanes
+//   input_lanes(s, stage)                                 lanes that a block's tiles of a column parallel stage read
 //   attend(s, keys, values, ...), attention_payload(...)  softmax(q K) V over the positions of one split
 //   prepare(work, device, share)                          sets up the family's own memory
 #pragma once
@@ -75,7 +76,8 @@ struct BlockState {
 
   // Of this device. From the header, which is a constant where the program is compiled for one model.
   MONO_DEVICE i32 lanes() const { return header.num_lanes > 1 ? header.num_lanes / header.num_devices : 1; }
-  MONO_DEVICE i32 heads_per_lane() const { return device.kv_heads.count / lanes(); }
+  MONO_DEVICE i32 kv_heads() const { return header.num_lanes > 1 ? header.max_kv_heads : device.kv_heads.count; }
+  MONO_DEVICE i32 heads_per_lane() const { return kv_heads() / lanes(); }
   MONO_DEVICE i32 row_capacity() const {
     return even_rows(header) ? header.hidden_run * kFloatsPerWord : share.hidden.count * arch::kTileRows;
   }

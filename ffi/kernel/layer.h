@@ -17,7 +17,7 @@ struct Input {
 // RMSNorm of the lanes that a stage's tiles read. Recomputed by every block: cheaper than a hand-off.
 template <class T>
 MONO_DEVICE void norm_input(BlockState<T>& s, StageIndex stage, i64 scale_offset, const Input& input) {
-  const Span lanes = touched_lanes(s.device.stages[stage], s.share.shares[stage]);
+  const Span lanes = input_lanes(s, stage);
   const float* scale = s.constants(scale_offset);
   if (input.token >= 0) {
     norm_embedding(s, static_cast<const T*>(s.call.embed) + i64(input.token) * s.header.hidden_size, lanes.count, scale);
@@ -121,6 +121,13 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
   const i32 run = s.header.activation_run, width = s.device.stages[kDown].width;
   const i32 neurons = s.device.neurons.count / s.lanes(), per_lane = s.device.stages[kUp].tiles_per_lane * half;
   const arch::Word* from = s.own_copy(s.own_words(s.device.channels.activation, layer));
+  if (s.header.flat_activations) {
+    s.link.template read<2>(
+        s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },
+        [&](i32 i, const arch::Word& word) { arch::store_weights(word, s.scratch.activations + i * kWeightsPerWord<T>); });
+    arch::sync();
+    return;
+  }
   // Two at once: the code for more of them takes longer to fetch than the words that it would save a trip.
   s.link.template read<2>(
       s.header.num_blocks * run, kActivations, layer, [&](i32 i) { return from + i; },

@@ -42,6 +42,7 @@ struct Header {
   i64 copy_words;                              // from one die's copies of channels to the next die's; see handoff.h
   i64 region_periods;                          // see touched_regions(); 0: no granules are ever exchanged
   i64 compressed;                              // whether tapes are, see compressed.h
+  i64 flat_activations;                        // whether the i-th word of the activations holds the i-th few columns of down's input
   i64 layers_swizzle, head_swizzle;            // of these tapes' arrays, see set_swizzle(): where in a device's constants, in floats
 };
 
@@ -105,7 +106,7 @@ struct Block {
   Span attention;        // attention items, see DevicePlan.attention
 };
 
-static_assert(sizeof(Header) == 7 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
+static_assert(sizeof(Header) == 8 * 8 + 32 * 4 + kMaxDies * 8, "no padding");
 static_assert(sizeof(Layer) == 8 * 4, "no padding");
 static_assert(sizeof(Stage) == 8 + 4 * 4, "no padding");
 static_assert(sizeof(Block) == 2 * 8 + kStages * 16 + 16, "no padding");

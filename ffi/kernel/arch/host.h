@@ -76,6 +76,11 @@ MONO_DEVICE Word pack(u32 tag, const bf16 (&payload)[1]) { return Word(tag) << 3
 MONO_DEVICE void unpack(Word word, u32 (&payload)[1]) { payload[0] = u32(word); }
 MONO_DEVICE void unpack(Word word, float (&payload)[1]) { payload[0] = value_of(word); }
 MONO_DEVICE void unpack(Word word, bf16 (&payload)[1]) { payload[0].bits = u16(word); }
+// Writes a word's weight where the others of the vector are.
+template <class T>
+MONO_DEVICE void store_weights(Word word, T* at) {
+  unpack(word, reinterpret_cast<T(&)[1]>(*at));
+}
 
 template <class T>
 MONO_DEVICE T load_acquire(const T* at) {

@@ -11,6 +11,11 @@ namespace mono::MONO_VARIANT {
 template <class T>
 void prepare(Workspace<T>&, const Device&, const Block&) {}
 
+template <class T>
+Span input_lanes(const BlockState<T>& s, StageIndex stage) {
+  return touched_lanes(s.device.stages[stage], s.share.shares[stage]);
+}
+
 // The product after `index` of `layer`, where the pump fetches next: the next layer's after the last of a layer, the head
 // after the last layer, the first layer of the next token after the head.
 template <class T>

@@ -17,6 +17,21 @@ struct LaneSums {
   float lane[kTouchedLanes];
 };
 
+// Where the k-th word that a thread holds belongs. Where blocks touch one lane each, and threads hold equally many words, the
+// compiler knows most of it.
+struct HeldWord {
+  i32 index, lane, in_lane;
+
+  MONO_DEVICE HeldWord(i32 k)
+      : index(arch::thread() + k * arch::kThreads),
+        lane(kTouchedLanes == 1 ? 0 : index / kLaneWords),
+        in_lane(index - lane * kLaneWords) {}
+  MONO_DEVICE bool exists(i32 lanes) const {
+    if constexpr (kTouchedLanes == 1) return kLaneWords % arch::kThreads == 0 || index < kLaneWords;
+    return lane < lanes;
+  }
+};
+
 // Writes held lanes as activations: normalised with a scale, or as they are without one.
 template <class T>
 MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* activations) {
@@ -26,7 +41,7 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
   if (normalise) {
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
-      const i32 lane = (arch::thread() + k * arch::kThreads) / kLaneWords;
+      const i32 lane = HeldWord(k).lane;
       float squares = 0.0f;
       for (i32 j = 0; j < kFloatsPerWord; ++j) squares += held.x[k][j] * held.x[k][j];
       MONO_UNROLLED
@@ -41,20 +56,23 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
   }
   MONO_UNROLLED
   for (i32 k = 0; k < kHeldWords; ++k) {
-    const i32 i = arch::thread() + k * arch::kThreads, lane = i / kLaneWords;
-    if (lane >= lanes) continue;
-    const HiddenWord word(Shape{}, i - lane * kLaneWords);
+    const HeldWord at(k);
+    if (!at.exists(lanes)) continue;
+    const HiddenWord word(Shape{}, at.in_lane);
     float factor = 1.0f;
     MONO_UNROLLED
-    for (i32 l = 0; l < kTouchedLanes; ++l) factor = normalise && l == lane ? inverse.lane[l] : factor;
+    for (i32 l = 0; l < kTouchedLanes; ++l) factor = normalise && l == at.lane ? inverse.lane[l] : factor;
     MONO_UNROLLED
     for (i32 j = 0; j < kFloatsPerWord; ++j) {
       const i32 row = word.first + j;
-      if (j < word.count) arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j] * scale, activations[lane * width + row]);
+      if (j < word.count)
+        arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j] * scale, activations[at.lane * width + row]);
     }
   }
-  MONO_ROLLED
-  for (i32 lane = 0; lane < lanes; ++lane) pad_activations(activations + lane * width, hidden, width);
+  if constexpr (width > hidden) {
+    MONO_ROLLED
+    for (i32 lane = 0; lane < lanes; ++lane) pad_activations(activations + lane * width, hidden, width);
+  }
   arch::sync();
 }
 
@@ -67,17 +85,17 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
   // Asked for before anything is waited for.
   MONO_UNROLLED
   for (i32 k = 0; k < kHeldWords; ++k) {
-    const i32 i = arch::thread() + k * arch::kThreads;
-    if (i >= lanes * kLaneWords) continue;
-    const HiddenWord word(Shape{}, i % kLaneWords);
+    const HeldWord at(k);
+    if (!at.exists(lanes)) continue;
+    const HiddenWord word(Shape{}, at.in_lane);
     for (i32 j = 0; j < kFloatsPerWord; ++j) held.scale[k][j] = scale && j < word.count ? scale[word.first + j] : 0.0f;
   }
   if (embedding) {
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
-      const i32 i = arch::thread() + k * arch::kThreads, lane = i / kLaneWords;
-      if (lane >= lanes) continue;
-      const HiddenWord word(Shape{}, i - lane * kLaneWords);
+      const HeldWord at(k);
+      if (!at.exists(lanes)) continue;
+      const HiddenWord word(Shape{}, at.in_lane);
       MONO_UNROLLED
       for (i32 j = 0; j < kFloatsPerWord; ++j) held.x[k][j] = j < word.count ? arch::to_float(embedding[word.first + j]) : 0.0f;
     }
@@ -86,8 +104,8 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
     const arch::Word* at[kHeldWords];
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k) {
-      const i32 i = arch::thread() + k * arch::kThreads;
-      at[k] = i < lanes * kLaneWords ? from + i : nullptr;
+      const HeldWord word(k);
+      at[k] = word.exists(lanes) ? from + word.index : nullptr;
     }
     link.wait_for(words, at, channel, layer);
     MONO_UNROLLED

@@ -20,7 +20,7 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
     tiles.pieces = tiles.chunks ? chunks / tiles.chunks : 0;
     tiles.per_piece = tiles.pieces ? i32(kOnePiece) / tiles.pieces + 1 : 0;
     tiles.round = tiles.pieces ? kMaxPieces / ((row_parallel(i) ? stage.lanes : 1) * tiles.pieces) : 0;
-    tiles.first_lane = touched_lanes(stage, share.shares[i]).first;
+    tiles.lanes = touched_lanes(stage, share.shares[i]);
   });
 }
 
@@ -40,7 +40,7 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
     for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps) {
       const i32 part = i32(u32(p * work.per_piece) / kOnePiece), k = p - part * pieces;  // of all tiles' parts, and its piece
       MONO_ROLLED
-      while (!by_lane && run.first + begin + part >= (work.first_lane + lane + 1) * tiles_per_lane) ++lane;
+      while (!by_lane && run.first + begin + part >= (work.lanes.first + lane + 1) * tiles_per_lane) ++lane;
       const T* x = activations + (by_lane ? part % kOwnLanes : lane) * width + k * chunks * arch::kTileCols;
       const float y = pump.dot(p, x, chunks);
       if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
@@ -49,14 +49,27 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
     arch::sync();
     arch::for_each(tiles * (by_lane ? kOwnLanes : 1) * arch::kTileRows, [&](i32 i) {
       const i32 part = i / arch::kTileRows, r = i % arch::kTileRows, tile = by_lane ? part / kOwnLanes : part;
+      const float* of = partial + part * pieces * arch::kTileRows + r;
       float sum = 0.0f;
+      constexpr i32 kAtOnce = 3;
       MONO_ROLLED
-      for (i32 k = 0; k < pieces; ++k) sum += partial[(part * pieces + k) * arch::kTileRows + r];
+      for (i32 first = 0; first < pieces; first += kAtOnce) {
+        float some[kAtOnce];
+        MONO_UNROLLED
+        for (i32 k = 0; k < kAtOnce; ++k) some[k] = first + k < pieces ? of[(first + k) * arch::kTileRows] : 0.0f;
+        MONO_UNROLLED
+        for (i32 k = 0; k < kAtOnce; ++k) sum += some[k];
+      }
       out[(part - tile * (by_lane ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r] = sum;
     });
     arch::sync();
   }
   return pump;
+}
+
+template <class T>
+MONO_DEVICE Span input_lanes(const BlockState<T>& s, StageIndex stage) {
+  return s.scratch.work.tiles[stage].lanes;
 }
 
 // Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one

@@ -40,5 +40,10 @@ MONO_DEVICE void unpack(const Word& word, T (&payload)[6]) {
     payload[2 * i + 1].bits = u16(word.payload[i] >> 16);
   }
 }
+// Writes a word's weights where the others of the vector are.
+template <class T>
+MONO_DEVICE void store_weights(const Word& word, T* at) {
+  for (int i = 0; i < 3; ++i) reinterpret_cast<u32*>(at)[i] = word.payload[i];
+}
 
 }  // namespace mono::MONO_VARIANT::arch

@@ -15,7 +15,7 @@ struct TileWork {
   i32 pieces;      // of a part
   i32 per_piece;   // a bit more than kOnePiece / pieces: numbers up to kMaxPieces times this give parts
   i32 round;       // tiles multiplied between two barriers of the block
-  i32 first_lane;  // of the block's tiles
+  Span lanes;      // that the block's tiles belong to
 };
 
 template <class T, i32 kSquads>
