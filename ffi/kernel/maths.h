@@ -32,13 +32,14 @@ MONO_DEVICE float exp(float x) {
   return exp_remainder(x, float(whole)) * arch::bits_float(u32(whole + 127) << 23);
 }
 
-// The same for x that are not positive, in fewer instructions: a number is rounded to a whole one, whose lowest bits are then
-// the float's, by adding 1.5 * 2^23.
+// The same for x that are not positive, in fewer instructions and without a branch: a number is rounded to a whole one, whose
+// lowest bits are then the float's, by adding 1.5 * 2^23. Below kLeast that is -127, and the power of two zero.
 MONO_DEVICE float exp_below(float x) {
-  constexpr float kWhole = 12582912.0f;
+  constexpr float kWhole = 12582912.0f, kLeast = -88.0f;
+  x = x < kLeast ? kLeast : x;
   const float shifted = x * kLog2E + kWhole, n = shifted - kWhole;
   const float power = arch::bits_float((arch::float_bits(shifted) << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : exp_remainder(x, n) * power;
+  return exp_remainder(x, n) * power;
 }
 
 // ln(x) for normal x > 0 (coefficients: Cephes logf). Relative error < 2e-7 away from 1.
