@@ -176,80 +176,32 @@ MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
   s.note(kAttended, layer);
 }
 
+// Where the parts of a device's queries are, of the splits that hold visible positions.
+struct Parts {
+  const arch::Word* from;
+  i32 first_split, splits, words;
+
+  template <class T>
+  MONO_DEVICE Parts(const BlockState<T>& s, i32 layer, const Visible& visible)
+      : from(s.own_copy(s.own_words(s.device.channels.attention, layer))),
+        first_split(visible.first_chunk % s.header.kv_splits),
+        splits(visible.splits),
+        words(part_words(s.header)) {}
+  // First word of a query's part, of the k-th of these splits.
+  MONO_DEVICE const arch::Word* of(Shape h, i32 query, i32 k) const {
+    const i32 group = h.queries_per_kv, head = query / group, wrapped = first_split + k - h.kv_splits;
+    return from + ((head * h.kv_splits + (wrapped < 0 ? wrapped + h.kv_splits : wrapped)) * group + query - head * group) * words;
+  }
+};
+
 // Joins the splits' partial softmaxes of all heads into the O product's input, then multiplies.
 template <class T>
 MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
-  Shape h = s.header;
-  const Visible visible(h, arch::agreed(s.scratch.layers[layer].window), position);
-  const i32 size = h.head_dim, group = h.queries_per_kv, splits = visible.splits, width = s.device.stages[kO].width;
-  const i32 per_lane = s.heads_per_lane() * group, queries = s.kv_heads() * group, words = part_words(h);
-  const arch::Word* from = s.own_copy(s.own_words(s.device.channels.attention, layer));
-  const i32 first_split = visible.first_chunk % h.kv_splits;
-  auto part = [&](i32 query, i32 k) {
-    const i32 head = query / group, split = first_split + k < h.kv_splits ? first_split + k : first_split + k - h.kv_splits;
-    return from + ((head * h.kv_splits + split) * group + query - head * group) * words;
-  };
-  float* joins = s.scratch.work.joins;  // [queries, kv_splits, 2]: maximum, later weight, and sum
-  float* maxima = joins + queries * h.kv_splits * 2;
-  s.link.template read<1>(  // likewise
-      queries * h.kv_splits * kPartHead, kAttentionParts, layer,
-      [&](i32 i) -> const arch::Word* {
-        const i32 item = i / kPartHead, query = item / h.kv_splits, k = item - query * h.kv_splits;
-        return k < splits ? part(query, k) + i % kPartHead : nullptr;
-      },
-      [&](i32 i, const arch::Word& word) {
-        float values[kFloatsPerWord];
-        arch::unpack(word, values);
-        const i32 first = i % kPartHead * kFloatsPerWord;
-        for (i32 k = 0; k < kFloatsPerWord && first + k < 2; ++k) joins[i / kPartHead * 2 + first + k] = values[k];
-      });
-  arch::sync();
-  arch::for_each(queries, [&](i32 query) {
-    const float* of = joins + query * h.kv_splits * 2;
-    float maximum = -kInfinity;
-    MONO_ROLLED
-    for (i32 k = 0; k < splits; ++k) maximum = of[2 * k] > maximum ? of[2 * k] : maximum;
-    maxima[query] = maximum;
-  });
-  arch::sync();
-  arch::for_each(queries * h.kv_splits, [&](i32 i) {
-    const i32 query = i / h.kv_splits;
-    if (i - query * h.kv_splits < splits) joins[2 * i] = exp_below(joins[2 * i] - maxima[query]);
-  });
-  arch::sync();
-  const i32 outputs = words - kPartHead;
-  arch::for_each(queries * outputs, [&](i32 i) {
-    s.link.pump.step();
-    const i32 query = i / outputs, w = i - query * outputs, lane = query / per_lane;
-    const float* of = joins + query * h.kv_splits * 2;
-    float joined[kFloatsPerWord], total = 0.0f;
-    for (i32 k = 0; k < kFloatsPerWord; ++k) joined[k] = 0.0f;
-    constexpr i32 kBatch = arch::kWordsInFlight;
-    MONO_ROLLED
-    for (i32 begin = 0; begin < splits; begin += kBatch) {
-      const arch::Word* at[kBatch];
-      arch::Word parts[kBatch];
-      MONO_UNROLLED
-      for (i32 b = 0; b < kBatch; ++b) at[b] = begin + b < splits ? part(query, begin + b) + kPartHead + w : nullptr;
-      s.link.wait_for(parts, at, kAttentionParts, layer);
-      MONO_UNROLLED
-      for (i32 b = 0; b < kBatch; ++b) {
-        if (!at[b]) break;
-        float values[kFloatsPerWord];
-        arch::unpack(parts[b], values);
-        const float weight = of[2 * (begin + b)], sum = of[2 * (begin + b) + 1];
-        total += weight * sum;
-        for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight * values[j];
-      }
-    }
-    const float factor = activation_scale(h) / total;
-    T* out = s.scratch.activations + lane * width + (query - lane * per_lane) * size;
-    for (i32 j = 0; j < kFloatsPerWord && w * kFloatsPerWord + j < size; ++j)
-      arch::from_float(joined[j] * factor, out[w * kFloatsPerWord + j]);
-  });
+  const Visible visible(s.header, arch::agreed(s.scratch.layers[layer].window), position);
+  join_parts(s, layer, Parts(s, layer, visible));
+  const i32 width = s.device.stages[kO].width, rows = s.heads_per_lane() * s.header.queries_per_kv * s.header.head_dim;
   MONO_ROLLED
-  for (i32 lane = 0; lane < s.lanes(); ++lane)
-    pad_activations(s.scratch.activations + i64(lane) * width, per_lane * size, width);
+  for (i32 lane = 0; lane < s.lanes(); ++lane) pad_activations(s.scratch.activations + i64(lane) * width, rows, width);
   arch::sync();
   s.note(kOInput, layer);
   row_product(s, kO, layer, kAttention);

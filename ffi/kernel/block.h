@@ -9,6 +9,7 @@
 //   lane_inverses(s, ...)                                 1 / RMS of whole lanes
 //   input_lanes(s, stage)                                 lanes that a block's tiles of a column parallel stage read
 //   attend(s, keys, values, ...), attention_payload(...)  softmax(q K) V over the positions of one split
+//   join_parts(s, layer, parts)                           the splits' outputs, joined
 //   prepare(work, device, share)                          sets up the family's own memory
 #pragma once
 

@@ -37,11 +37,6 @@ MONO_DEVICE i32 most_touched_lanes(const Device& d, const Block& b) {
   return i32(larger(larger(qkv, up), touched_lanes(d.stages[kHead], b.shares[kHead]).count));
 }
 
-// Maxima and sums of the attention parts of all queries and splits, and the maximum of every query's.
-MONO_DEVICE i64 join_floats(const Header& h, const Device& d) {
-  return i64(d.kv_heads.count) * h.queries_per_kv * (h.kv_splits * 2 + 1);
-}
-
 // What every target needs. Workspace is the family's own part (serial/workspace.h, simt/workspace.h).
 template <class T, class Workspace>
 struct Scratch {

@@ -11,6 +11,7 @@ using Workspace = WarpWorkspace<T, arch::kThreads / kSquad>;
 #include "kernel/program.h"
 #include "kernel/roles.h"
 #include "kernel/simt/attend.h"
+#include "kernel/simt/join.h"
 #include "kernel/simt/mix.h"
 #include "kernel/simt/norm.h"
 #include "kernel/simt/product.h"

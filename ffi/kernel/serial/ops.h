@@ -4,6 +4,7 @@
 #include "kernel/attention.h"
 #include "kernel/serial/offer.h"
 #include "kernel/serial/compressed.h"
+#include "kernel/serial/join.h"
 #include "kernel/serial/softmax.h"
 
 namespace mono::MONO_VARIANT {

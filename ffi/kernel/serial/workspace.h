@@ -10,7 +10,7 @@ struct Workspace {
   float* x;      // [lanes, hidden words] residual stream as received
   float* parts;  // [queries_per_kv, head_dim + 2] attention output so far, with its maximum and sum
   u64* bins;     // for selection
-  float* joins;  // see join_floats
+  float* joins;  // [kv_splits + head_dim] of one query: maxima of the splits, and their joint output
 
   // Bytes that the activations' memory must have besides what activations need.
   MONO_DEVICE static i64 kernel_bytes(const Header&) { return 0; }
@@ -18,7 +18,7 @@ struct Workspace {
     carve(x, i64(most_touched_lanes(d, b)) * h.hidden_width);
     carve(parts, i64(h.queries_per_kv) * (h.head_dim + 2));
     carve(bins, 256);
-    carve(joins, join_floats(h, d));
+    carve(joins, i64(h.kv_splits) + h.head_dim);
   }
 };
 

@@ -21,8 +21,7 @@ struct TileWork {
 template <class T, i32 kSquads>
 struct WarpWorkspace {
   float* partial;   // [kMaxPieces, tile rows] products of pieces
-  float* joins;     // see join_floats; these share their memory, since each is done with before the next is needed
-  u64* bins;        // for selection
+  u64* bins;        // for selection, when there are no products; shares their memory
   TileWork* tiles;  // [stages]
 
   // Partial softmaxes lie where activations do at other times: for every query one of every squad that shares it. The last of
@@ -31,9 +30,8 @@ struct WarpWorkspace {
     const i64 parts = squads_that_share(kSquads, h.queries_per_kv) * h.queries_per_kv;
     return (parts * part_floats(h.head_dim) + h.floats_per_word) * i64(sizeof(float));
   }
-  MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block&) {
-    carve(partial, larger(larger(i64(kMaxPieces) * h.tile_rows, 2 * 256), join_floats(h, d)));
-    joins = partial;
+  MONO_DEVICE void carve(Carver& carve, const Header& h, const Device&, const Block&) {
+    carve(partial, larger(i64(kMaxPieces) * h.tile_rows, 2 * 256));
     bins = reinterpret_cast<u64*>(partial);
     carve(tiles, kStages);
   }
