@@ -176,10 +176,10 @@ MONO_DEVICE void attention_stage(BlockState<T>& s, i32 layer, i32 position) {
   s.note(kAttended, layer);
 }
 
-// Where the parts of a device's queries are, of the splits that hold visible positions.
+// Where the parts of a device's queries are.
 struct Parts {
   const arch::Word* from;
-  i32 first_split, splits, words;
+  i32 first_split, splits, words;  // so many splits have visible positions, from the first on and round again
 
   template <class T>
   MONO_DEVICE Parts(const BlockState<T>& s, i32 layer, const Visible& visible)
@@ -187,10 +187,16 @@ struct Parts {
         first_split(visible.first_chunk % s.header.kv_splits),
         splits(visible.splits),
         words(part_words(s.header)) {}
-  // First word of a query's part, of the k-th of these splits.
-  MONO_DEVICE const arch::Word* of(Shape h, i32 query, i32 k) const {
-    const i32 group = h.queries_per_kv, head = query / group, wrapped = first_split + k - h.kv_splits;
-    return from + ((head * h.kv_splits + (wrapped < 0 ? wrapped + h.kv_splits : wrapped)) * group + query - head * group) * words;
+  // First word of a query's part of the first split; those of the others are as far from each other.
+  MONO_DEVICE const arch::Word* of(Shape h, i32 query) const {
+    const i32 group = h.queries_per_kv, head = query / group;
+    return from + (head * h.kv_splits * group + query - head * group) * words;
+  }
+  MONO_DEVICE i32 stride(Shape h) const { return h.queries_per_kv * words; }
+  // Whether a split has visible positions.
+  MONO_DEVICE bool has(Shape h, i32 split) const {
+    const i32 after = split - first_split;
+    return (after < 0 ? after + h.kv_splits : after) < splits && split < h.kv_splits;
   }
 };
 

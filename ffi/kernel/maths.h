@@ -66,7 +66,11 @@ MONO_DEVICE float log(float x) {
   return r + y + float(exponent) * 0.693359375f;
 }
 
-MONO_DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
+// x / (1 + e^-x), by the exponential that is not above 1.
+MONO_DEVICE float silu(float x) {
+  const float e = exp_below(x < 0.0f ? x : -x);
+  return (x < 0.0f ? x * e : x) / (1.0f + e);
+}
 
 // Pairwise sum in index order; overwrites the values. Lanes of a device first and devices second gives the same result as all
 // lanes at once when counts are powers of two, so a Laneformer's sums do not depend on the number of devices.

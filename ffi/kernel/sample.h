@@ -99,7 +99,7 @@ struct Noise {
   }
 };
 
-// What a block knows of its logits: the best candidate, the maximum, whether all are finite; and of the host's wish.
+// What is known of some logits: the best candidate, the maximum, whether all are finite; and of the host's wish.
 struct Findings {
   Best best;
   float maximum = -kInfinity;
@@ -111,6 +111,12 @@ struct Findings {
     maximum = other.maximum > maximum ? other.maximum : maximum;
     finite &= other.finite;
     signal = other.signal > signal ? other.signal : signal;
+  }
+};
+struct Merged {
+  MONO_DEVICE Findings operator()(Findings a, const Findings& b) const {
+    a.merge(b);
+    return a;
   }
 };
 
@@ -131,10 +137,7 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
       found.best.offer({adjusted(s, token, logit) + noise(token), token, logit});
     }
   });
-  found = arch::all_reduce(found, [](Findings a, const Findings& b) {
-    a.merge(b);
-    return a;
-  });
+  found = arch::all_reduce(found, Merged{});
   u64 sum = 0;
   if (sampling) for_own_logits(s, [&](i32, float logit) { sum += mass(logit - found.maximum); });
   sum = arch::all_reduce(sum, [](u64 a, u64 b) { return a + b; });
@@ -171,23 +174,10 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   }
 }
 
-// Of all logits, what log-sum-exp needs; sums in kMassScale.
-struct Total {
-  float maximum = -kInfinity, sum = 0.0f;
-
-  MONO_DEVICE void merge(const Total& other) {
-    const float highest = maximum > other.maximum ? maximum : other.maximum;
-    sum = (sum > 0.0f ? sum * exp(maximum - highest) : 0.0f) + (other.sum > 0.0f ? other.sum * exp(other.maximum - highest) : 0.0f);
-    maximum = highest;
-  }
-};
-
-struct Summaries {
-  Best best;
-  Total total;
-  i32 finite = 1;
-  u32 signal = 0;
-};
+// A sum of exponentials relative to one maximum, as one relative to another that is not smaller.
+MONO_DEVICE float below(float sum, float maximum, float highest) {
+  return sum > 0.0f ? sum * exp_below(maximum - highest) : 0.0f;
+}
 
 // Reads all summaries: the best candidate, and log-sum-exp of all logits.
 template <class T>
@@ -195,7 +185,8 @@ MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
   const i32 blocks = s.header.num_devices * s.header.num_blocks;
   const arch::Word* from =
       s.own_copy(s.turn_words(s.device_index, s.device.channels.summary, i64(blocks) * kSummaryWords));
-  Summaries all;
+  Findings all;
+  float sum = 0.0f;  // relative to the maximum of those that this thread has read
   arch::for_each(blocks, [&](i32 b) {
     arch::Word words[kSummaryWords];
     u32 values[kSummaryWords * kFloatsPerWord];
@@ -205,20 +196,15 @@ MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
       arch::unpack(s.link.confirm(words[w], from + b * kSummaryWords + w, kSummary, 0), payload);
       for (i32 k = 0; k < kFloatsPerWord; ++k) values[w * kFloatsPerWord + k] = payload[k];
     }
-    all.best.offer({arch::bits_float(values[kScoreBits]), i32(values[kToken]), arch::bits_float(values[kLogitBits])});
-    const float maximum = arch::bits_float(values[kMaximumBits]);
-    if (maximum != maximum) all.finite = 0;
-    all.total.merge({maximum, arch::bits_float(values[kSumBits])});
-    if (values[kSignal] > all.signal) all.signal = values[kSignal];
+    const float maximum = arch::bits_float(values[kMaximumBits]), before = all.maximum;
+    all.merge({{arch::bits_float(values[kScoreBits]), i32(values[kToken]), arch::bits_float(values[kLogitBits])},
+               maximum, maximum == maximum, values[kSignal]});
+    sum = below(sum, before, all.maximum) + below(arch::bits_float(values[kSumBits]), maximum, all.maximum);
   });
-  all = arch::all_reduce(all, [](Summaries a, const Summaries& b) {
-    a.best.offer(b.best);
-    a.total.merge(b.total);
-    a.finite &= b.finite;
-    a.signal = a.signal > b.signal ? a.signal : b.signal;
-    return a;
-  });
-  log_sum = all.total.maximum + log(all.total.sum * (1.0f / kMassScale));
+  const float own_maximum = all.maximum;
+  all = arch::all_reduce(all, Merged{});
+  sum = arch::all_reduce(below(sum, own_maximum, all.maximum), [](float a, float b) { return a + b; });
+  log_sum = all.maximum + log(sum * (1.0f / kMassScale));
   Choice choice;
   choice.token = all.finite ? all.best.token : -1;
   choice.logprob = all.best.logit - log_sum;

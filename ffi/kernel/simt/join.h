@@ -5,12 +5,17 @@
 
 namespace mono::MONO_VARIANT {
 
+constexpr float kLowest = -3.402823466e38f;  // finite, so that nothing is infinity - infinity
+
 // Splits whose words a lane asks for at once: a power of two, because their maxima meet in a butterfly.
 constexpr i32 splits_at_once() {
   i32 splits = 1;
   while (splits < 8 && splits < Shape::kv_splits) splits *= 2;
   return splits;
 }
+
+// The index, or one that there is.
+MONO_DEVICE i32 inside(i32 index, i32 count) { return index < count ? index : count - 1; }
 
 // Into the activations. A running maximum goes from batch to batch of splits (Milakov and Gimelshein, 2018); of each batch every
 // split has a lane for its maximum and sum.
@@ -21,30 +26,32 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
   const i32 width = s.device.stages[kO].width, per_lane = s.heads_per_lane() * kGroup, own = arch::lane() % kBatch;
   MONO_ROLLED
   for (i32 query = arch::warp(); query < s.kv_heads() * kGroup; query += arch::kWarps) {
+    const arch::Word* of_query = parts.of(s.header, query);
     MONO_ROLLED
     for (i32 first = 0; first < kOutputs; first += arch::kWarp) {
       const i32 w = first + arch::lane();
-      float maximum = -kInfinity, total = 0.0f, joined[kFloatsPerWord] = {};
+      const arch::Word* of_word = of_query + kPartHead + inside(w, kOutputs);
+      float maximum = kLowest, total = 0.0f, joined[kFloatsPerWord] = {};
       MONO_ROLLED
-      for (i32 begin = 0; begin < parts.splits; begin += kBatch) {
-        arch::Word words[kBatch + 1];
-        const arch::Word* at[kBatch + 1];
-        MONO_UNROLLED
-        for (i32 k = 0; k < kBatch; ++k)
-          at[k] = begin + k < parts.splits && w < kOutputs ? parts.of(s.header, query, begin + k) + kPartHead + w : nullptr;
-        at[kBatch] = begin + own < parts.splits ? parts.of(s.header, query, begin + own) : nullptr;
-        s.link.wait_for(words, at, kAttentionParts, layer);
+      for (i32 begin = 0; begin < Shape::kv_splits; begin += kBatch) {
+        arch::Word words[kBatch + 1];  // of the output of every split, and this lane's split's maximum and sum
+        auto split = [&](i32 k) { return begin + (k < kBatch ? k : own); };
+        s.link.wait_for(
+            words, kAttentionParts, layer,
+            [&](i32 k) { return (k < kBatch ? of_word : of_query) + parts.stride(Shape{}) * inside(split(k), Shape::kv_splits); },
+            [&](i32 k) { return parts.has(Shape{}, split(k)); });
         float head[kFloatsPerWord];
         arch::unpack(words[kBatch], head);
-        const float of_split = at[kBatch] ? head[0] : -kInfinity;
+        const bool visible = parts.has(Shape{}, split(kBatch));
+        const float of_split = visible ? head[0] : kLowest;
         float highest = of_split > maximum ? of_split : maximum;
         MONO_UNROLLED
         for (i32 mask = 1; mask < kBatch; mask *= 2) {
           const float other = arch::swapped(highest, mask);
           highest = other > highest ? other : highest;
         }
-        const float weight = exp_below(of_split - highest), shrink = begin > 0 ? exp_below(maximum - highest) : 0.0f;
-        float sum = at[kBatch] ? weight * head[1] : 0.0f;
+        const float weight = visible ? exp_below(of_split - highest) : 0.0f, shrink = begin > 0 ? exp_below(maximum - highest) : 0.0f;
+        float sum = visible ? weight * head[1] : 0.0f;
         MONO_UNROLLED
         for (i32 mask = 1; mask < kBatch; mask *= 2) sum += arch::swapped(sum, mask);
         maximum = highest;
@@ -52,10 +59,10 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
         for (float& x : joined) x *= shrink;
         MONO_UNROLLED
         for (i32 k = 0; k < kBatch; ++k) {
-          const float of_word = arch::of_lane(weight, k);
+          const float weight_of = arch::of_lane(weight, k);
           float values[kFloatsPerWord];
-          arch::unpack(words[k], values);  // zeros where there is no word
-          for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += of_word * values[j];
+          arch::unpack(words[k], values);
+          for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight_of * values[j];  // nothing, or of an earlier token: times 0
         }
       }
       const float factor = activation_scale(Shape{}) / total;

@@ -42,11 +42,11 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
   MONO_ROLLED
   for (i32 w = arch::kThreads - 1 - arch::thread(); w < s.header.hidden_run; w += arch::kThreads) {
     arch::Word words[kDevices];
-    const arch::Word* at[kDevices];
-    MONO_UNROLLED
-    for (i32 peer = 0; peer < kDevices; ++peer)
-      at[peer] = peer == s.device_index ? nullptr : inbox + peer * s.header.num_blocks * s.header.hidden_run + w;
-    if constexpr (kDevices > 1) s.link.wait_for(words, at, inbox_channel(module), layer);
+    if constexpr (kDevices > 1)
+      s.link.wait_for(
+          words, inbox_channel(module), layer,
+          [&](i32 peer) { return inbox + peer * s.header.num_blocks * s.header.hidden_run + w; },
+          [&](i32 peer) { return peer != s.device_index; });
     float sums[kDevices][kFloatsPerWord];
     MONO_UNROLLED
     for (i32 peer = 0; peer < kDevices; ++peer) arch::unpack(words[peer], sums[peer]);

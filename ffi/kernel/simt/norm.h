@@ -1,7 +1,7 @@
 // RMSNorm of vectors while they arrive: every thread keeps the words that it has read in registers.
 #pragma once
 
-#include "kernel/block.h"
+#include "kernel/simt/product.h"
 
 namespace mono::MONO_VARIANT {
 
@@ -47,7 +47,7 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
       MONO_UNROLLED
       for (i32 l = 0; l < kTouchedLanes; ++l) inverse.lane[l] += l == lane ? squares : 0.0f;
     }
-    inverse = arch::all_reduce(inverse, [](LaneSums a, const LaneSums& b) {
+    inverse = arch::reduce_before_sync(inverse, [](LaneSums a, const LaneSums& b) {
       for (i32 l = 0; l < kTouchedLanes; ++l) a.lane[l] += b.lane[l];
       return a;
     });
@@ -101,16 +101,11 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
     }
   } else {
     arch::Word words[kHeldWords];
-    const arch::Word* at[kHeldWords];
-    MONO_UNROLLED
-    for (i32 k = 0; k < kHeldWords; ++k) {
-      const HeldWord word(k);
-      at[k] = word.exists(lanes) ? from + word.index : nullptr;
-    }
-    link.wait_for(words, at, channel, layer);
+    auto wanted = [&](i32 k) { return HeldWord(k).exists(lanes); };
+    link.wait_for(words, channel, layer, [&](i32 k) { return from + (wanted(k) ? HeldWord(k).index : 0); }, wanted);
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k)
-      if (at[k]) arch::unpack(words[k], held.x[k]);
+      if (wanted(k)) arch::unpack(words[k], held.x[k]);
   }
   store_normed(held, lanes, scale != nullptr, activations);
 }
@@ -130,7 +125,7 @@ MONO_DEVICE void norm_embedding(BlockState<T>& s, const T* row, i32 lanes, const
 // takes.
 template <class T>
 MONO_DEVICE void lane_inverses(BlockState<T>& s, const arch::Word* from, i32 layer, float* inverse) {
-  constexpr i32 kAtOnce = arch::kReduceWords;
+  constexpr i32 kAtOnce = kOwnLanes < arch::kReduceWords ? kOwnLanes : arch::kReduceWords;
   struct Sums {
     float lane[kAtOnce];
   };

@@ -32,6 +32,11 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
   const i32 chunks = work.chunks, pieces = work.pieces, width = stage.width, tiles_per_lane = stage.tiles_per_lane;
   const bool by_lane = part_stride != 0;  // a tile has a part for every lane
   const i32 per_tile = by_lane ? kOwnLanes * pieces : pieces;
+  const bool whole = pieces == 1;  // there is nothing to add up
+  auto place = [&](i32 begin, i32 part, i32 r) {
+    const i32 tile = by_lane ? part / kOwnLanes : part;
+    return out + (part - tile * (by_lane ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r;
+  };
   i32 lane = 0;  // of a tile that has one part: counted on
   MONO_ROLLED
   for (i32 begin = 0; begin < run.count; begin += work.round) {
@@ -43,15 +48,18 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
       while (!by_lane && run.first + begin + part >= (work.lanes.first + lane + 1) * tiles_per_lane) ++lane;
       const T* x = activations + (by_lane ? part % kOwnLanes : lane) * width + k * chunks * arch::kTileCols;
       const float y = pump.dot(p, x, chunks);
-      if (arch::lane() % arch::kLanesPerRow == 0) partial[p * arch::kTileRows + arch::lane() / arch::kLanesPerRow] = y;
+      const i32 r = arch::lane() / arch::kLanesPerRow;
+      float* to = whole ? place(begin, part, r) : partial + p * arch::kTileRows + r;
+      if (arch::lane() % arch::kLanesPerRow == 0) *to = y;
     }
     pump.advance(tiles * per_tile);
     arch::sync();
+    if (whole) continue;
     arch::for_each(tiles * (by_lane ? kOwnLanes : 1) * arch::kTileRows, [&](i32 i) {
-      const i32 part = i / arch::kTileRows, r = i % arch::kTileRows, tile = by_lane ? part / kOwnLanes : part;
+      const i32 part = i / arch::kTileRows, r = i % arch::kTileRows;
       const float* of = partial + part * pieces * arch::kTileRows + r;
       float sum = 0.0f;
-      constexpr i32 kAtOnce = 3;
+      constexpr i32 kAtOnce = 6;
       MONO_ROLLED
       for (i32 first = 0; first < pieces; first += kAtOnce) {
         float some[kAtOnce];
@@ -60,7 +68,7 @@ MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work,
         MONO_UNROLLED
         for (i32 k = 0; k < kAtOnce; ++k) sum += some[k];
       }
-      out[(part - tile * (by_lane ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r] = sum;
+      *place(begin, part, r) = sum;
     });
     arch::sync();
   }

@@ -38,18 +38,35 @@ MONO_DEVICE U of_lane(const U& value, int from) {
   return __builtin_bit_cast(U, registers);
 }
 
-// Combines the values of all threads; every thread gets the result. op must be symmetric to the last bit.
+// Combines the values of so many lanes next to each other. Only what is small is unrolled: the rest runs once per token, and would
+// have to come from memory.
 template <class U, class Op>
-MONO_DEVICE U all_reduce(U value, Op op) {
+MONO_DEVICE U combined(U value, int lanes, Op op) {
+  if constexpr (Registers<U>::kCount <= 2) {
+    for (int mask = lanes / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  } else {
+    MONO_ROLLED
+    for (int mask = lanes / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  }
+  return value;
+}
+
+// Combines the values of all threads; every thread gets the result. op must be symmetric to the last bit. There must be a barrier
+// before the next one.
+template <class U, class Op>
+MONO_DEVICE U reduce_before_sync(U value, Op op) {
   static_assert(Registers<U>::kCount <= kReduceWords, "enlarge the buffer");
-  for (int mask = kWarp / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  value = combined(value, kWarp, op);
   auto registers = __builtin_bit_cast(Registers<U>, value);
   if (lane() == 0)
     for (int i = 0; i < Registers<U>::kCount; ++i) reduce_buffer()[warp() * kReduceWords + i] = registers.values[i];
   sync();
   for (int i = 0; i < Registers<U>::kCount; ++i) registers.values[i] = reduce_buffer()[lane() % kWarps * kReduceWords + i];
-  value = __builtin_bit_cast(U, registers);
-  for (int mask = kWarps / 2; mask; mask /= 2) value = op(value, swapped(value, mask));
+  return combined(__builtin_bit_cast(U, registers), kWarps, op);
+}
+template <class U, class Op>
+MONO_DEVICE U all_reduce(U value, Op op) {
+  value = reduce_before_sync(value, op);
   sync();
   return value;
 }
