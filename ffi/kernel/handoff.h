@@ -105,16 +105,19 @@ struct Link {
     return wait_long(control, failed, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
   }
 
-  // Waits for words of this token: at(k) is the address of the k-th, and of those that are not wanted some address. They are asked
-  // for together, because each takes a round trip: as long as one is missing all are, for a while, and then only the missing one
-  // until it is there. Loads without conditions take the fewest instructions.
+  // Waits for those words of this token that are wanted; at(k) is the address of the k-th. They are asked for together, because each
+  // takes a round trip; and those that are still missing together again, for a while, and then one of them until it is there.
+  // What has arrived is not asked for again: blocks that are late need the bandwidth. Words that are not wanted are zero.
   template <i32 kCount, class At, class Wanted>
   MONO_DEVICE void wait_for(arch::Word (&words)[kCount], Channel channel, i32 layer, At at, Wanted wanted) {
+    MONO_UNROLLED
+    for (i32 k = 0; k < kCount; ++k) words[k] = {};
     MONO_ROLLED
     for (i32 looks = 0;; ++looks) {
       i32 missing = -1;
       MONO_UNROLLED
-      for (i32 k = 0; k < kCount; ++k) words[k] = arch::load_word(at(k));
+      for (i32 k = 0; k < kCount; ++k)
+        if (wanted(k) && !has_arrived(words[k])) words[k] = arch::load_word(at(k));
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
         if (wanted(k) && !has_arrived(words[k])) missing = k;
@@ -136,7 +139,7 @@ struct Link {
       arch::Word words[kBatch];
       auto index = [&](i32 k) { return base + k * i32(arch::kThreads); };
       auto wanted = [&](i32 k) { return k == 0 || index(k) < count; };
-      wait_for(words, channel, layer, [&](i32 k) { return at(wanted(k) ? index(k) : base); }, wanted);
+      wait_for(words, channel, layer, [&](i32 k) { return at(index(k)); }, wanted);
       MONO_UNROLLED
       for (i32 k = 0; k < kBatch; ++k)
         if (wanted(k)) sink(index(k), words[k]);

@@ -244,12 +244,7 @@ MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
 MONO_DEVICE Pump* pump_of(Pump&) { return nullptr; }
 
 // One of kFeeders threads that fill the ring, each with every kFeeders-th piece; kSlots is a multiple of kFeeders.
-//
-// When the ring is full, the first of them fetches what comes next into the second-level cache, so that memory stays busy
-// a while longer. Only then: what passes through that cache although nobody waits costs more than it saves.
 constexpr int kFeeders = 2;
-constexpr i64 kAheadBytes = 60 * i64(kSlotBytes);  // of all blocks together it must fit into the second-level cache
-constexpr i64 kAheadClocks = 340;                   // between two fetches of kSlotBytes: one block's share of the memory's rate
 class Feed {
  public:
   MONO_DEVICE Feed(int feeder, u64* stop) : stop_(stop), own_(u32(feeder)), feeder_(u32(feeder)) {
@@ -257,11 +252,11 @@ class Feed {
   }
 
   // Copies the next `count` pieces of `bytes` bytes, as soon as their slots are free and few enough copies are under way;
-  // returns false when told to stop. The tape goes on behind them, up to `end`.
-  MONO_DEVICE bool copy(const char* from, u32 bytes, i32 count, const char* end) {
+  // returns false when told to stop.
+  MONO_DEVICE bool copy(const char* from, u32 bytes, i32 count) {
     MONO_ROLLED
     for (; own_ < next_ + u32(count); own_ += kFeeders)
-      if (!copy_one(from + u64(own_ - next_) * bytes, bytes, end)) return false;
+      if (!copy_one(from + u64(own_ - next_) * bytes, bytes)) return false;
     next_ += u32(count);
     return true;
   }
@@ -280,28 +275,10 @@ class Feed {
       if (has_ended(stop_, 0)) return false;
     return true;
   }
-  // Waits for room in the ring.
-  MONO_DEVICE bool wait_for_slot(u64* barrier, u32 pass, const char* from, const char* end) {
-    i64 due = clock64();
-    while (!has_ended(barrier, pass & 1)) {
-      if (has_ended(stop_, 0)) return false;
-      if (feeder_ != 0 || clock64() < due) continue;
-      due = clock64() + kAheadClocks;
-      fetch(from, end);
-    }
-    return true;
-  }
-  // Fetches the next bytes behind those that were fetched before, if these are not too far ahead of `from` already.
-  MONO_DEVICE void fetch(const char* from, const char* end) {
-    if (fetched_ < from || fetched_ > from + kAheadBytes + kSlotBytes) fetched_ = from;
-    if (fetched_ >= from + kAheadBytes || fetched_ + kSlotBytes > end) return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(fetched_), "r"(kSlotBytes) : "memory");
-    fetched_ += kSlotBytes;
-  }
-  MONO_DEVICE bool copy_one(const char* from, u32 bytes, const char* end) {
+  MONO_DEVICE bool copy_one(const char* from, u32 bytes) {
     Ring& r = ring();
     const u32 slot = own_ % kSlots, pass = own_ / kSlots;
-    if (pass && !wait_for_slot(&r.empty[slot], pass - 1, from, end)) return false;
+    if (pass && !wait(&r.empty[slot], pass - 1)) return false;
     if (own_ >= kCopiesInFlight) {
       const u32 earlier = own_ - kCopiesInFlight;
       if (!wait(&r.full[earlier % kSlots], earlier / kSlots)) return false;
@@ -319,7 +296,6 @@ class Feed {
   u64* stop_;  // a barrier whose first phase ends when nobody needs the tape any more
   u32 next_ = 0, own_, feeder_;  // pieces before the run at hand; the next of this thread's; its first
   u64 policy_;
-  const char* fetched_ = nullptr;  // up to here
 };
 
 }  // namespace mono::MONO_VARIANT::arch

@@ -17,10 +17,9 @@ MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, 
   const T* layers = static_cast<const T*>(call.layers) + share.layers;
   const T* head = static_cast<const T*>(call.head) + share.head;
   arch::Feed feed(feeder, stop);
-  auto copy = [&](i32 stage, const T* tape, const T* end) {
+  auto copy = [&](i32 stage, const T* tape) {
     const PieceRun& run = runs[stage];
-    return feed.copy(reinterpret_cast<const char*>(tape + run.offset), u32(run.words) * u32(sizeof(T)), run.count,
-                     reinterpret_cast<const char*>(end));
+    return feed.copy(reinterpret_cast<const char*>(tape + run.offset), u32(run.words) * u32(sizeof(T)), run.count);
   };
   bool going = true;
   MONO_ROLLED
@@ -29,8 +28,8 @@ MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, 
     MONO_ROLLED
     for (i32 layer = 0; layer < Shape::num_layers && going; ++layer, tape += Shape::layer_words)
       MONO_ROLLED
-      for (i32 stage = 0; stage < kHead && going; ++stage) going = copy(stage, tape, layers + Shape::num_layers * Shape::layer_words);
-    if (going && needs_head(call.request, fed)) going = copy(kHead, head, head + Shape::head_words);
+      for (i32 stage = 0; stage < kHead && going; ++stage) going = copy(stage, tape);
+    if (going && needs_head(call.request, fed)) going = copy(kHead, head);
   }
   feed.drain();
 }

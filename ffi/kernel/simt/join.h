@@ -14,9 +14,6 @@ constexpr i32 splits_at_once() {
   return splits;
 }
 
-// The index, or one that there is.
-MONO_DEVICE i32 inside(i32 index, i32 count) { return index < count ? index : count - 1; }
-
 // Into the activations. A running maximum goes from batch to batch of splits (Milakov and Gimelshein, 2018); of each batch every
 // split has a lane for its maximum and sum.
 template <class T>
@@ -30,7 +27,7 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
     MONO_ROLLED
     for (i32 first = 0; first < kOutputs; first += arch::kWarp) {
       const i32 w = first + arch::lane();
-      const arch::Word* of_word = of_query + kPartHead + inside(w, kOutputs);
+      const arch::Word* of_word = of_query + kPartHead + w;
       float maximum = kLowest, total = 0.0f, joined[kFloatsPerWord] = {};
       MONO_ROLLED
       for (i32 begin = 0; begin < Shape::kv_splits; begin += kBatch) {
@@ -38,8 +35,8 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
         auto split = [&](i32 k) { return begin + (k < kBatch ? k : own); };
         s.link.wait_for(
             words, kAttentionParts, layer,
-            [&](i32 k) { return (k < kBatch ? of_word : of_query) + parts.stride(Shape{}) * inside(split(k), Shape::kv_splits); },
-            [&](i32 k) { return parts.has(Shape{}, split(k)); });
+            [&](i32 k) { return (k < kBatch ? of_word : of_query) + parts.stride(Shape{}) * split(k); },
+            [&](i32 k) { return parts.has(Shape{}, split(k)) && (k == kBatch || w < kOutputs); });
         float head[kFloatsPerWord];
         arch::unpack(words[kBatch], head);
         const bool visible = parts.has(Shape{}, split(kBatch));
@@ -62,7 +59,7 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
           const float weight_of = arch::of_lane(weight, k);
           float values[kFloatsPerWord];
           arch::unpack(words[k], values);
-          for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight_of * values[j];  // nothing, or of an earlier token: times 0
+          for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight_of * values[j];
         }
       }
       const float factor = activation_scale(Shape{}) / total;
