@@ -26,7 +26,7 @@ from jax_mono.gfx942.toolchain import COMPUTE_UNITS, Toolchain, assembly, sizes,
 from jax_mono.plan import GPU, Plan, make_plan
 from jax_mono.topology import MI300X
 
-_THREADS, _LANES, _BATCH = 512, 64, 4
+_THREADS, _LANES, _BATCH = 512, 64, 8
 
 _LAYER = re.compile(r"(qkv|attention|o|up|down|mix)_stage\(|past_sums\(")
 _PARTS = (  # the first that fits the lines on an instruction's way
@@ -53,6 +53,9 @@ _NOT_TAKEN = re.compile(  # in layers after the first, with delayed sums, and by
     r"norm_embedding\(|if \(pushed\) push|total_sums\(s, layer, module|philox\(|gumbel\(|token == target"
     r"|/ r\.(repetition_penalty|temperature)|logits_(run|tag)|channels\[peer\]\.logits"
 )
+_ROUNDS = "take<kAhead>("
+_LATE = re.compile(r"join_parts\(.*(swapped|exp_below|of_lane|from_float|joined|highest|factor|unpack\(words)")
+"""Lies before the call of a wait, and is run after it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Count:
     Attributes:
         instructions: Of a wave that has something to do everywhere, by part: what it does to ``publish`` or ``receive``
             a channel, the latter without ``early``, which is before the first look; ``push``: sums to other devices;
-            ``round``: a round of attention after the first; ``product``: its loops once.
+            ``rounds``: two rounds of attention after the first; ``product``: its loops once.
         layer_bytes: Of the code of a layer.
         taken_bytes: Of that, without what is not taken.
         end_bytes: Taken once per token, after the last layer.
@@ -83,13 +86,11 @@ def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
     return (
         (r"publish_summary\(.*peer < s\.header\.num_devices", plan.num_devices),
         (r"peer < s\.header\.num_devices", plan.num_devices - 1),
-        (r"begin < splits; begin \+= kBatch", math.ceil(splits / _BATCH)),
-        (r"k < splits", splits),
+        (r"done < kBatches", math.ceil(splits / _BATCH)),
         (r"i < kSharers", 2 * waves // math.ceil(group / 2) // 4),
-        (r"mask = kWarp /", int(math.log2(_LANES))),
-        (r"mask = kWarps /", int(math.log2(waves))),
+        (r"combined\(value, kWarp, op", int(math.log2(_LANES))),
+        (r"combined\(.*, kWarps, op", int(math.log2(waves))),
         (r"for_each\(blocks, \[&\]\(i32 b\)", math.ceil(plan.num_devices * plan.num_blocks / _THREADS)),
-        (r"read<1>\(  // likewise", math.ceil(parts / _THREADS)),
     )
 
 
@@ -128,9 +129,10 @@ def count(found: Sequence[Block], plan: Plan, *, position: int = 48) -> Count:
             elif part and is_taken:
                 taken += each * in_layer
                 end += each * (not in_layer)
-                if "positions.any(begin)" in over:
-                    sums["round"] += often
-                early = part.startswith("receive") and part not in looked
+                if _ROUNDS in said:
+                    sums["rounds"] += often
+                    continue
+                early = part.startswith("receive") and part not in looked and not _LATE.search(said)
                 sums[f"{part} early" if early else part] += often * _share(said, over, plan)
     made = {part: round(sums[part]) for part in sums}
     return Count(made, round(layer), round(taken), round(end), sum(block.size for block in found))
@@ -145,8 +147,8 @@ def _place(said: str) -> tuple[str, bool, bool]:
 
 def _share(said: str, over: str, plan: Plan) -> float:
     """Of instructions that stand side by side, which part is run."""
-    if "rounds.of[kAhead - 1] =" in said or "shrink" in said:
-        return 0  # in rounds after the first
+    if "shrink" in said:
+        return 0  # in rounds, and batches of splits, after the first
     if "if (peer == s.device_index) values" in said:
         return 1 / plan.num_devices
     return 1

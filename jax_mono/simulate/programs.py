@@ -129,17 +129,17 @@ RESIDENT = Program(
 # The same on the way of a wave of gfx942, laneformer-2b's plan of 8 devices of 304 blocks, as printed by
 # `python -m jax_mono.gfx942.handoff_code`; at position 48, where four splits are joined.
 _GFX942_WORK = {
-    "residual_attention": Work(3, code=475, early=433),
-    "residual_mlp": Work(3, code=477, early=462),
-    "qkv": Work(2, code=115, early=465),
-    "attention": Work(4, code=176, early=192, each=74),
-    "activation": Work(1, code=221, early=96),
-    "inbox_attention": Work(0, code=159, early=261),
-    "inbox_mlp": Work(0, code=159, early=261),
-    # Before it, lane_inverses receives a residual_mlp, with which it does more than others.
-    "final_inbox": Work(1, code=233, early=602 + 182 - 477),
-    "final_sum": Work(3, code=279, early=93),
-    "summary": Work(4, code=1983, early=217),
+    "residual_attention": Work(2, code=455, early=348),
+    "residual_mlp": Work(2, code=456, early=361),
+    "qkv": Work(2, code=88, early=396),
+    "attention": Work(1, code=93, early=546, each=10),
+    "activation": Work(1, code=214, early=101),
+    "inbox_attention": Work(0, code=159, early=281),
+    "inbox_mlp": Work(0, code=159, early=281),
+    # Before it, lane_inverses receives a residual_mlp, with which it does less than others.
+    "final_inbox": Work(1, code=233, early=632 + 117 - 456),
+    "final_sum": Work(2, code=299, early=125),
+    "summary": Work(4, code=1228, early=207),
 }
 
 GFX942 = dataclasses.replace(
@@ -149,20 +149,20 @@ GFX942 = dataclasses.replace(
     work=MappingProxyType({**_WORK, **_GFX942_WORK}),
     code=MappingProxyType(
         {
-            "qkv": 117,
-            "attention": 677,
-            "residual_attention": 206,
-            "activation": 264,
-            "residual_mlp": 206,
-            "final_sum": 99,
-            "summary": 1216,
-            "inbox_attention": 46,
-            "inbox_mlp": 46,
+            "qkv": 114,
+            "attention": 703,
+            "residual_attention": 207,
+            "activation": 259,
+            "residual_mlp": 207,
+            "final_sum": 101,
+            "summary": 1311,
+            "inbox_attention": 45,
+            "inbox_mlp": 45,
         }
     ),
     kv_positions=128,
-    kv_code=1038,
-    cached=True,  # 48 of 64 KB
+    kv_code=580,
+    cached=True,  # 42 of 64 KB
 )
 """The resident program on MI300X. What a choice from all logits runs was not counted."""
 

@@ -60,7 +60,7 @@ def test_the_simulator_has_the_present_program() -> None:
     made, work, code = counted.instructions, GFX942.work, GFX942.code
     near = {
         "push": 7 * code["inbox_mlp"],
-        "round": GFX942.kv_code / 2,
+        "rounds": GFX942.kv_code,
         **{
             f"publish {channel}": code[channel]
             for channel in ("qkv", "attention", "activation", "final_sum", "summary")

@@ -18,7 +18,7 @@ constexpr i32 splits_at_once() {
 // split has a lane for its maximum and sum.
 template <class T>
 MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
-  constexpr i32 kBatch = splits_at_once(), kOutputs = words_for(Shape::head_dim, kFloatsPerWord), kGroup = Shape::queries_per_kv;
+  constexpr i32 kBatch = splits_at_once(), kBatches = (Shape::kv_splits + kBatch - 1) / kBatch, kOutputs = words_for(Shape::head_dim, kFloatsPerWord), kGroup = Shape::queries_per_kv;
   static_assert(kPartHead == 1, "one word has maximum and sum");
   const i32 width = s.device.stages[kO].width, per_lane = s.heads_per_lane() * kGroup, own = arch::lane() % kBatch;
   MONO_ROLLED
@@ -29,8 +29,10 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
       const i32 w = first + arch::lane();
       const arch::Word* of_word = of_query + kPartHead + w;
       float maximum = kLowest, total = 0.0f, joined[kFloatsPerWord] = {};
+      // The batches that have visible splits, each once: they go round.
+      i32 begin = kBatches == 1 ? 0 : parts.first_split / kBatch * kBatch, end = parts.first_split - begin + parts.splits;
       MONO_ROLLED
-      for (i32 begin = 0; begin < Shape::kv_splits; begin += kBatch) {
+      for (i32 done = 0; done < kBatches && end > 0; ++done) {
         arch::Word words[kBatch + 1];  // of the output of every split, and this lane's split's maximum and sum
         auto split = [&](i32 k) { return begin + (k < kBatch ? k : own); };
         s.link.wait_for(
@@ -47,7 +49,7 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
           const float other = arch::swapped(highest, mask);
           highest = other > highest ? other : highest;
         }
-        const float weight = visible ? exp_below(of_split - highest) : 0.0f, shrink = begin > 0 ? exp_below(maximum - highest) : 0.0f;
+        const float weight = visible ? exp_below(of_split - highest) : 0.0f, shrink = done > 0 ? exp_below(maximum - highest) : 0.0f;
         float sum = visible ? weight * head[1] : 0.0f;
         MONO_UNROLLED
         for (i32 mask = 1; mask < kBatch; mask *= 2) sum += arch::swapped(sum, mask);
@@ -61,6 +63,8 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
           arch::unpack(words[k], values);
           for (i32 j = 0; j < kFloatsPerWord; ++j) joined[j] += weight_of * values[j];
         }
+        end -= begin + kBatch < Shape::kv_splits ? kBatch : Shape::kv_splits - begin;
+        begin = begin + kBatch < Shape::kv_splits ? begin + kBatch : 0;
       }
       const float factor = activation_scale(Shape{}) / total;
       const i32 lane = query / per_lane;
