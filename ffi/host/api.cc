@@ -47,7 +47,6 @@ const Field kFields[] = {
     MONO_FIELD(Header, max_vocab),
     MONO_FIELD(Header, tile_rows),
     MONO_FIELD(Header, tile_cols),
-    MONO_FIELD(Header, compressed),
     MONO_FIELD(Header, rope_interleaved),
     MONO_FIELD(Header, qkv_bias),
     MONO_FIELD(Header, qk_norm),

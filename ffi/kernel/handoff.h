@@ -108,7 +108,7 @@ struct Link {
   // Waits for those words of this token that are wanted; at(k) is the address of the k-th. They are asked for together, because each
   // takes a round trip; and those that are still missing together again, for a while, and then one of them until it is there.
   // What has arrived is not asked for again: blocks that are late need the bandwidth. Words that are not wanted are zero. A
-  // word alone is asked for without a condition, which might wait for loads that are under way.
+  // word alone is asked for each time, because a condition might wait for loads that are under way.
   template <i32 kCount, class At, class Wanted>
   MONO_DEVICE void wait_for(arch::Word (&words)[kCount], Channel channel, i32 layer, At at, Wanted wanted) {
     MONO_UNROLLED
@@ -118,7 +118,7 @@ struct Link {
       i32 missing = -1;
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
-        if (kCount == 1 || (wanted(k) && !has_arrived(words[k]))) words[k] = arch::load_word(at(k));
+        if (wanted(k) && (kCount == 1 || !has_arrived(words[k]))) words[k] = arch::load_word(at(k));
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
         if (wanted(k) && !has_arrived(words[k])) missing = k;

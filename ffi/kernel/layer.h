@@ -18,6 +18,7 @@ struct Input {
 template <class T>
 MONO_DEVICE void norm_input(BlockState<T>& s, StageIndex stage, i64 scale_offset, const Input& input) {
   const Span lanes = input_lanes(s, stage);
+  if (lanes.count == 0) return;  // no tiles, nothing to wait for
   const float* scale = s.constants(scale_offset);
   if (input.token >= 0) {
     norm_embedding(s, static_cast<const T*>(s.call.embed) + i64(input.token) * s.header.hidden_size, lanes.count, scale);
