@@ -34,6 +34,20 @@ def test_fields_have_the_width_of_their_c_types() -> None:
         assert position == dtype.itemsize and (name == "Span" or position % 8 == 0)
 
 
+def columns_of_words(plan: Plan, device: int) -> bool:
+    """Whether the values of a device's activation words, one after the other, are the columns of its down stage."""
+    up, down = plan.devices[device].stages["up"], plan.devices[device].stages["down"]
+    half, width = plan.tile.rows // 2, plan.tile.padded_cols(down.cols)
+    per_lane = up.tiles // max(1, up.lanes) * half
+    columns: list[int | None] = []
+    for share in up.shares:
+        for value in range(Runs.of(plan).activation * plan.target.weights_per_word):
+            lane, neuron = divmod(share.first * half + value, per_lane)
+            there = value < share.count * half and neuron < down.cols
+            columns.append(lane * width + neuron if there else None)
+    return columns == list(range(down.lanes * width))
+
+
 @settings(max_examples=60, deadline=None)
 @given(plans())
 def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
@@ -49,6 +63,7 @@ def test_the_record_says_what_the_plan_says(plan: Plan) -> None:
     for name in ("num_layers", "num_lanes", "hidden_size", "vocab_size", "head_dim", "qkv_bias", "qk_norm"):
         assert header[name] == getattr(plan.config, name)
     assert header["copy_words"] == exchange(plan, 0).copy_words
+    assert header["flat_activations"] == all(columns_of_words(plan, device) for device in range(plan.num_devices))
     roles = plan.placement.roles
     assert header["num_dies"] == len(roles) and header["tape_rows"] == plan.placement.tape_rows
     assert (header["granule_words"], header["period"]) == (plan.placement.granule_words, len(plan.placement.pattern))

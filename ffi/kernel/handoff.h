@@ -105,10 +105,10 @@ struct Link {
     return wait_long(control, failed, place, Place(tag, layer, channel).key, at, arch::pump_of(pump));
   }
 
-  // Waits for those words of this token that are wanted; at(k) is the address of the k-th. They are asked for together, because each
-  // takes a round trip; and those that are still missing together again, for a while, and then one of them until it is there.
-  // What has arrived is not asked for again: blocks that are late need the bandwidth. Words that are not wanted are zero. A
-  // word alone is asked for each time, because a condition might wait for loads that are under way.
+  // Waits for those words of this token that are wanted; at(k) is the address of the k-th. They are asked for together, because
+  // each takes a round trip; and those that are still missing together again, for a while, and then one of them until it is
+  // there. What has arrived is not asked for again: blocks that are late need the bandwidth. Words that are not wanted are
+  // zero. A word alone is asked for each time, because a condition might wait for loads that are under way.
   template <i32 kCount, class At, class Wanted>
   MONO_DEVICE void wait_for(arch::Word (&words)[kCount], Channel channel, i32 layer, At at, Wanted wanted) {
     MONO_UNROLLED

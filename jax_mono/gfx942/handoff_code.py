@@ -82,7 +82,7 @@ class Count:
 def trips(plan: Plan, position: int) -> tuple[tuple[str, int], ...]:
     """How often loops go round, by what they were made of; others do once."""
     splits, group = len(Visible.of(plan, 0, position).splits), plan.config.queries_per_kv
-    waves, parts = _THREADS // _LANES, plan.devices[0].kv_heads.count * group * plan.kv_splits
+    waves = _THREADS // _LANES
     return (
         (r"publish_summary\(.*peer < s\.header\.num_devices", plan.num_devices),
         (r"peer < s\.header\.num_devices", plan.num_devices - 1),

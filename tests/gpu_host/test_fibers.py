@@ -18,6 +18,7 @@ from reference import sampling_numpy
 from reference.sampling_numpy import Options
 from tiny import COMPRESSIBLE, tiny
 
+from jax_mono import record
 from jax_mono.call import LostHandoff
 from jax_mono.plan import GPU
 from jax_mono.sampling import Sampling
@@ -46,6 +47,17 @@ def test_logits_equal_flax(
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params_of(config, dtype))
     scores = decoder.score(TEXT, logits=True)
     assert fibers.count("hipModuleLaunchCooperativeKernel") > 0
+    np.testing.assert_allclose(scores.logits, flax_logits(config, params, TEXT), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("devices", "blocks"), [(4, 2), (8, 1), (1, 4)])
+def test_equal_shares_in_whole_words(fibers: Device, devices: int, blocks: int) -> None:
+    """Where all blocks have as many rows and neurons, the program is compiled for their places, as that of the 2B is."""
+    config = tiny("laneformer", hidden_size=192, intermediate_size=768)
+    decoder = make_decoder(config, devices=devices, blocks=blocks, dtype=jnp.bfloat16, target=GPU)
+    assert np.frombuffer(record.plan_record(decoder.plan).tobytes(), record.HEADER, 1)[0]["flat_activations"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params_of(config, jnp.bfloat16))
+    scores = decoder.score(TEXT, logits=True)
     np.testing.assert_allclose(scores.logits, flax_logits(config, params, TEXT), atol=TOLERANCE)
 
 

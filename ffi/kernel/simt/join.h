@@ -18,7 +18,8 @@ constexpr i32 splits_at_once() {
 // split has a lane for its maximum and sum.
 template <class T>
 MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
-  constexpr i32 kBatch = splits_at_once(), kBatches = (Shape::kv_splits + kBatch - 1) / kBatch, kOutputs = words_for(Shape::head_dim, kFloatsPerWord), kGroup = Shape::queries_per_kv;
+  constexpr i32 kBatch = splits_at_once(), kBatches = (Shape::kv_splits + kBatch - 1) / kBatch;
+  constexpr i32 kOutputs = words_for(Shape::head_dim, kFloatsPerWord), kGroup = Shape::queries_per_kv;
   static_assert(kPartHead == 1, "one word has maximum and sum");
   const i32 width = s.device.stages[kO].width, per_lane = s.heads_per_lane() * kGroup, own = arch::lane() % kBatch;
   MONO_ROLLED
@@ -49,7 +50,8 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
           const float other = arch::swapped(highest, mask);
           highest = other > highest ? other : highest;
         }
-        const float weight = visible ? exp_below(of_split - highest) : 0.0f, shrink = done > 0 ? exp_below(maximum - highest) : 0.0f;
+        const float weight = visible ? exp_below(of_split - highest) : 0.0f;
+        const float shrink = done > 0 ? exp_below(maximum - highest) : 0.0f;
         float sum = visible ? weight * head[1] : 0.0f;
         MONO_UNROLLED
         for (i32 mask = 1; mask < kBatch; mask *= 2) sum += arch::swapped(sum, mask);
@@ -70,8 +72,10 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
       const i32 lane = query / per_lane;
       T* out = s.scratch.activations + lane * width + (query - lane * per_lane) * Shape::head_dim;
       MONO_UNROLLED
-      for (i32 j = 0; j < kFloatsPerWord; ++j)
-        if (w < kOutputs && w * kFloatsPerWord + j < Shape::head_dim) arch::from_float(joined[j] * factor, out[w * kFloatsPerWord + j]);
+      for (i32 j = 0; j < kFloatsPerWord; ++j) {
+        const i32 i = w * kFloatsPerWord + j;
+        if (w < kOutputs && i < Shape::head_dim) arch::from_float(joined[j] * factor, out[i]);
+      }
     }
   }
 }

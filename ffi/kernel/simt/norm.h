@@ -64,9 +64,8 @@ MONO_DEVICE void store_normed(const Held& held, i32 lanes, bool normalise, T* ac
     for (i32 l = 0; l < kTouchedLanes; ++l) factor = normalise && l == at.lane ? inverse.lane[l] : factor;
     MONO_UNROLLED
     for (i32 j = 0; j < kFloatsPerWord; ++j) {
-      const i32 row = word.first + j;
-      if (j < word.count)
-        arch::from_float(normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j] * scale, activations[at.lane * width + row]);
+      const float x = normalise ? held.x[k][j] * factor * held.scale[k][j] : held.x[k][j] * scale;
+      if (j < word.count) arch::from_float(x, activations[at.lane * width + word.first + j]);
     }
   }
   if constexpr (width > hidden) {
