@@ -52,7 +52,7 @@ def test_logits_equal_flax(
 
 @pytest.mark.parametrize(("devices", "blocks"), [(4, 2), (8, 1), (1, 4)])
 def test_equal_shares_in_whole_words(fibers: Device, devices: int, blocks: int) -> None:
-    """Where all blocks have as many rows and neurons, the program is compiled for their places, as that of the 2B is."""
+    """Where all blocks have as many rows and neurons, the program is compiled for their places, as the 2B is."""
     config = tiny("laneformer", hidden_size=192, intermediate_size=768)
     decoder = make_decoder(config, devices=devices, blocks=blocks, dtype=jnp.bfloat16, target=GPU)
     assert np.frombuffer(record.plan_record(decoder.plan).tobytes(), record.HEADER, 1)[0]["flat_activations"]
