@@ -132,7 +132,7 @@ _GFX942_WORK = {
     "residual_attention": Work(2, code=455, early=348),
     "residual_mlp": Work(2, code=456, early=361),
     "qkv": Work(2, code=88, early=396),
-    "attention": Work(1, code=93, early=546, each=10),
+    "attention": Work(1, code=101, early=546, each=14),
     "activation": Work(1, code=214, early=101),
     "inbox_attention": Work(0, code=159, early=281),
     "inbox_mlp": Work(0, code=159, early=281),

@@ -72,10 +72,9 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
       const i32 lane = query / per_lane;
       T* out = s.scratch.activations + lane * width + (query - lane * per_lane) * Shape::head_dim;
       MONO_UNROLLED
-      for (i32 j = 0; j < kFloatsPerWord; ++j) {
-        const i32 i = w * kFloatsPerWord + j;
-        if (w < kOutputs && i < Shape::head_dim) arch::from_float(joined[j] * factor, out[i]);
-      }
+      for (i32 j = 0; j < kFloatsPerWord; ++j)
+        if (w < kOutputs && w * kFloatsPerWord + j < Shape::head_dim)
+          arch::from_float(joined[j] * factor, out[w * kFloatsPerWord + j]);
     }
   }
 }
