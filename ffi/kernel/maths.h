@@ -6,6 +6,7 @@
 namespace mono::MONO_VARIANT {
 
 constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
+constexpr float kLowest = -3.402823466e38f;  // a maximum of nothing: finite, so that nothing is infinity - infinity
 constexpr float kLog2E = 1.44269504088896341f;
 
 // e^(x - n ln 2) for the whole number n nearest to x / ln 2; minimax polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf,

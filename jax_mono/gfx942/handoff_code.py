@@ -119,7 +119,6 @@ def count(found: Sequence[Block], plan: Plan, *, position: int = 48) -> Count:
     layer = taken = end = 0.0
     for block in found:
         often = math.prod(rounds.get(loop, 1) for loop in block.loops)
-        over = " ".join(said for loop in block.loops for said in loops.get(loop, ()))
         for _, way in block.lines:
             said, each = " ".join(way), block.size / len(block.lines)
             part, in_layer, is_taken = _place(said)
@@ -133,7 +132,7 @@ def count(found: Sequence[Block], plan: Plan, *, position: int = 48) -> Count:
                     sums["rounds"] += often
                     continue
                 early = part.startswith("receive") and part not in looked and not _LATE.search(said)
-                sums[f"{part} early" if early else part] += often * _share(said, over, plan)
+                sums[f"{part} early" if early else part] += often * _share(said, plan)
     made = {part: round(sums[part]) for part in sums}
     return Count(made, round(layer), round(taken), round(end), sum(block.size for block in found))
 
@@ -145,7 +144,7 @@ def _place(said: str) -> tuple[str, bool, bool]:
     return part, _LAYER.search(said) is not None, _NOT_TAKEN.search(said) is None
 
 
-def _share(said: str, over: str, plan: Plan) -> float:
+def _share(said: str, plan: Plan) -> float:
     """Of instructions that stand side by side, which part is run."""
     if "shrink" in said:
         return 0  # in rounds, and batches of splits, after the first

@@ -238,7 +238,7 @@ def test_two_hosts() -> None:
 
     dense = dataclasses.replace(GROWTH["8B dense"], num_layers=2, sliding_windows=(0, 0))
     assert token_ns(dense, 8, network_ns=9e3) == token_ns(dense, 8), "eight share a host"
-    # The sums of two modules a layer, and the choice of the token; blocks that are late anyway hide a part.
-    slower = token_ns(dense, 16, network_ns=9e3) - token_ns(dense, 16, network_ns=4e3)
-    assert 3.9 * 5e3 <= slower <= 5 * 5e3
+    # The sums of two modules a layer, and the choice of the token; blocks that are late hide a part of short times.
+    slower = token_ns(dense, 16, network_ns=14e3) - token_ns(dense, 16, network_ns=9e3)
+    assert 4 * 5e3 <= slower <= 5 * 5e3
     assert token_ns(dense, 16, network_rate=5) > token_ns(dense, 16)

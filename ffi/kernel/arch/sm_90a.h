@@ -103,7 +103,7 @@ MONO_DEVICE i32 load_acquire(const i32* at) {
 MONO_DEVICE void store_release(i32* at, i32 value) {
   asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
-MONO_DEVICE void pause() {}
+MONO_DEVICE void pause() {}  // between looks at words: a pause delays more than polls cost
 MONO_DEVICE void yield() {}  // every block has its own processor
 MONO_DEVICE void wake(i32*) {}  // the host looks by itself
 MONO_DEVICE i64 nanoseconds() {
@@ -231,12 +231,13 @@ class Pump {
 };
 
 // Looks at a word until it has the tag, but not for long: the clock and the abort word, which is far away, must be looked at,
-// too. Between two looks a thread pauses, because polls take bandwidth from the tape.
+// too.
 MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
   constexpr int kPolls = 1024;
   Word word{};
   MONO_ROLLED
-  for (int i = 0; i < kPolls && (word = load_word(at)).tag != tag; ++i) pause();
+  for (int i = 0; i < kPolls && (word = load_word(at)).tag != tag; ++i) {
+  }
   return word;
 }
 

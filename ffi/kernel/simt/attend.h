@@ -147,7 +147,7 @@ MONO_DEVICE void put_own(const float* key, const float* value, Round& round) {
 
 // What a squad has found of a pair of queries. A lane looks after the maximum of one: lane % 2.
 struct Found {
-  float maximum = -3.402823466e38f;  // finite, so that nothing is infinity - infinity
+  float maximum = kLowest;
   float sum[2] = {}, out[2][kValueUnits * kUnit] = {};
 };
 

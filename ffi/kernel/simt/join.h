@@ -5,8 +5,6 @@
 
 namespace mono::MONO_VARIANT {
 
-constexpr float kLowest = -3.402823466e38f;  // finite, so that nothing is infinity - infinity
-
 // Splits whose words a lane asks for at once: a power of two, because their maxima meet in a butterfly.
 constexpr i32 splits_at_once() {
   i32 splits = 1;
