@@ -17,26 +17,23 @@
 namespace mono {
 namespace {
 
-constexpr i64 kBarrierBytes = 16;  // of a slot
+constexpr i64 kBarrierBytes = 16, kStopBytes = 8;  // of a slot, and of the ring
 constexpr i64 kRingAlignment = 128;
 
 struct Sizes {
+  Extents extents{};
   i64 near_bytes = 0, far_bytes = 0;
-  i32 touched_lanes = 1;
 };
 
+// The most that any block needs.
 template <i32 kThreads>
 Sizes sizes_of(const Plan& plan) {
   Sizes most;
-  for (i32 device = 0; device < plan.header->num_devices; ++device) {
-    for (i32 block = 0; block < plan.header->num_blocks; ++block) {
-      const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kThreads / kSquad>> scratch(plan, device, block, nullptr, nullptr);
-      most.near_bytes = std::max(most.near_bytes, scratch.near_bytes);
-      most.far_bytes = std::max(most.far_bytes, scratch.far_bytes);
-      most.touched_lanes =
-          std::max(most.touched_lanes, gpu_sizes::most_touched_lanes(plan.devices[device], plan.block(device, block)));
-    }
-  }
+  for (i32 device = 0; device < plan.header->num_devices; ++device)
+    for (i32 block = 0; block < plan.header->num_blocks; ++block) most.extents = larger(most.extents, block_extents(plan, device, block));
+  const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kThreads / kSquad>> scratch(*plan.header, most.extents, true, nullptr, nullptr);
+  most.near_bytes = scratch.near_bytes;
+  most.far_bytes = scratch.far_bytes;
   return most;
 }
 
@@ -168,9 +165,9 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   i64 slots = 0, ring = 0;
   if (arch->fewest_slots) {
     auto slot_bytes = [&] { return slot_bytes_of(slot_chunks) + kBarrierBytes; };
-    while (slot_chunks > fewest_chunks && (room - kRingAlignment) / slot_bytes() < arch->fewest_slots) --slot_chunks;
-    slots = (room - kRingAlignment) / slot_bytes() / 2 * 2;  // two threads fill it in turn
-    ring = (slots * slot_bytes() + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
+    while (slot_chunks > fewest_chunks && (room - kRingAlignment - kStopBytes) / slot_bytes() < arch->fewest_slots) --slot_chunks;
+    slots = (room - kRingAlignment - kStopBytes) / slot_bytes() / 2 * 2;  // two threads fill it in turn
+    ring = (slots * slot_bytes() + kStopBytes + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
     if (slots < arch->fewest_slots)
       refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves too little of " +
              std::to_string(shared_limit) + " to stream weights through; spread it over more devices");
@@ -186,10 +183,11 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
            std::to_string(longest_piece(plan, slot_chunks)) + " weights must reach no farther than the next region");
 
   std::ostringstream out;
-  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/plan.h\"\n\nnamespace mono {\n\n"
+  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/extents.h\"\n\nnamespace mono {\n\n"
       << shape_struct(h)
       << "constexpr i32 kStageThreads = " << arch->stage_threads << ";\n"
-      << "constexpr i32 kTouchedLanes = " << sizes.touched_lanes << ";\n"
+      << "constexpr Extents kExtents = {" << sizes.extents.touched_lanes << ", " << sizes.extents.inputs << ", "
+      << sizes.extents.tiles << ", " << sizes.extents.hidden_rows << "};\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
       << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_bytes_of(slot_chunks)
       << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"

@@ -17,8 +17,12 @@ inline void flush_denormals() {
 }
 
 template <class T>
+inline Scratch<T, Workspace<T>> scratch_of(const Plan& plan, i32 device, i32 block) {
+  return {*plan.header, block_extents(plan, device, block), block == 0, nullptr, nullptr};
+}
+template <class T>
 inline i64 scratch_bytes(const Plan& plan, i32 device, i32 block) {
-  const Scratch<T, Workspace<T>> scratch(plan, device, block, nullptr, nullptr);
+  const auto scratch = scratch_of<T>(plan, device, block);
   return scratch.near_bytes + scratch.far_bytes;
 }
 
@@ -26,8 +30,7 @@ template <class T>
 inline void run_typed(const Call& call, i32 block) {
   char* near = static_cast<char*>(call.scratch);
   for (i32 b = 0; b < block; ++b) near += scratch_bytes<T>(call.plan, call.device, b);
-  const Scratch<T, Workspace<T>> sizes(call.plan, call.device, block, nullptr, nullptr);
-  BlockState<T> s(call, block, near, near + sizes.near_bytes);
+  BlockState<T> s(call, block, near, near + scratch_of<T>(call.plan, call.device, block).near_bytes);
   run_block(s);
 }
 

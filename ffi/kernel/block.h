@@ -47,7 +47,7 @@ struct BlockState {
         header(shape_of(c.plan)),
         device_index(c.device),
         block_index(block),
-        scratch(c.plan, c.device, block, near, far),
+        scratch(header, extents_of(c.plan, c.device, block), block == 0, near, far),
         device(*scratch.device),
         share(*scratch.share),
         link{c.control, c.control->places + c.device * header.num_blocks + block, scratch.flags, scratch.flags + 1} {

@@ -5,7 +5,7 @@
 // up to whole tile columns.
 #pragma once
 
-#include "kernel/plan.h"
+#include "kernel/extents.h"
 
 namespace mono::MONO_VARIANT {
 
@@ -25,17 +25,6 @@ class Carver {
 };
 
 MONO_DEVICE i64 larger(i64 a, i64 b) { return a > b ? a : b; }
-
-// Lanes whose activations a block's tiles of a column parallel stage read.
-MONO_DEVICE Span touched_lanes(const Stage& stage, const Span& tiles) {
-  if (tiles.count == 0) return {0, 0};
-  const i32 first = tiles.first / stage.tiles_per_lane;
-  return {first, (tiles.first + tiles.count - 1) / stage.tiles_per_lane - first + 1};
-}
-MONO_DEVICE i32 most_touched_lanes(const Device& d, const Block& b) {
-  const i64 qkv = touched_lanes(d.stages[kQkv], b.shares[kQkv]).count, up = touched_lanes(d.stages[kUp], b.shares[kUp]).count;
-  return i32(larger(larger(qkv, up), touched_lanes(d.stages[kHead], b.shares[kHead]).count));
-}
 
 // What every target needs. Workspace is the family's own part (serial/workspace.h, simt/workspace.h).
 template <class T, class Workspace>
@@ -62,14 +51,10 @@ struct Scratch {
 
   i64 near_bytes, far_bytes;
 
-  MONO_DEVICE Scratch(const Plan& plan, i32 device_index, i32 block, void* near, void* far) {
-    const Header& h = *plan.header;
-    const Device& d = plan.devices[device_index];
-    const Block& b = plan.block(device_index, block);
-    const i64 lanes = d.lanes.count, own_rows = i64(b.hidden.count) * h.tile_rows, group = h.queries_per_kv;
-    const i64 inputs = larger(i64(most_touched_lanes(d, b)) * h.hidden_width,
-                              lanes * larger(d.stages[kO].width, d.stages[kDown].width));
-    const i64 tiles = larger(larger(b.shares[kQkv].count, b.shares[kUp].count), b.shares[kHead].count);
+  // h: a Header, or the constants that a program was compiled with.
+  template <class H>
+  MONO_DEVICE Scratch(const H& h, const Extents& extents, bool first_block, void* near, void* far) {
+    const i64 lanes = h.num_lanes > 1 ? h.num_lanes / h.num_devices : 1, own_rows = extents.hidden_rows;
     Carver carve_near(near), carve_far(far);
     carve_near(device, 1);
     carve_near(share, 1);
@@ -78,15 +63,15 @@ struct Scratch {
     carve_near(up_tiles, h.num_blocks + 1);
     carve_near(rope, h.head_dim);
     carve_near(flags, 2);
-    carve_near(activations, larger(inputs, Workspace::kernel_bytes(h) / i64(sizeof(T))));
-    const i64 heads = (group + 2) * h.head_dim;
-    carve_near(rows, larger(tiles * h.tile_rows, heads));
+    carve_near(activations, larger(extents.inputs, Workspace::kernel_bytes(h) / i64(sizeof(T))));
+    const i64 heads = i64(h.queries_per_kv + 2) * h.head_dim;
+    carve_near(rows, larger(extents.tiles * h.tile_rows, heads));
     query = rows;
     carve_near(residual, lanes * own_rows);
     carve_near(history, i64(h.history_layers) * kModules * lanes * own_rows);
     carve_near(total, own_rows);
-    work.carve(carve_near, h, d, b);
-    const i64 vocab = block == 0 ? h.vocab_size : 0;
+    work.carve(carve_near, h, extents);
+    const i64 vocab = first_block ? h.vocab_size : 0;
     carve_far(logits, vocab);
     carve_far(scores, vocab);
     carve_far(seen, (i64(h.vocab_size) + 31) / 32);

@@ -28,6 +28,7 @@
 namespace mono::MONO_VARIANT {
 
 MONO_DEVICE Shape shape_of(const Plan&) { return {}; }
+MONO_DEVICE constexpr Extents extents_of(const Plan&, i32, i32) { return kExtents; }
 
 }  // namespace mono::MONO_VARIANT
 

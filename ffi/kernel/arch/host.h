@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernel/call.h"
+#include "kernel/extents.h"
 
 #if defined(__AVX512BF16__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -386,5 +387,6 @@ namespace mono::MONO_VARIANT {
 // One library serves all models: dimensions are read from the plan.
 using Shape = const Header&;
 MONO_DEVICE Shape shape_of(const Plan& plan) { return *plan.header; }
+MONO_DEVICE Extents extents_of(const Plan& plan, i32 device, i32 block) { return block_extents(plan, device, block); }
 
 }  // namespace mono::MONO_VARIANT

@@ -21,11 +21,11 @@ namespace mono::sm_90a {
 constexpr i32 kAllThreads = kStageThreads + arch::kPumpThreads;
 
 // Copies what every stage looks at into shared memory, and readies the ring.
-MONO_DEVICE void begin(const Call* calls, Call& call, i32 block, PieceRun* runs, u64* stop) {
+MONO_DEVICE void begin(const Call* calls, Call& call, i32 block, PieceRun* runs) {
   const u32* from = reinterpret_cast<const u32*>(calls + blockIdx.x / Shape::num_blocks);
   for (i32 i = i32(threadIdx.x); i < i32(sizeof(Call) / 4); i += kAllThreads) reinterpret_cast<u32*>(&call)[i] = from[i];
   if (threadIdx.x == 0) {
-    arch::init_barrier(stop);
+    arch::init_barrier(&arch::ring().stop);
     for (i32 slot = 0; slot < kSlots; ++slot) {
       arch::init_barrier(&arch::ring().full[slot]);
       arch::init_barrier(&arch::ring().empty[slot]);
@@ -42,20 +42,19 @@ template <class Stages>
 MONO_DEVICE void run(const Call* calls, Stages stages) {
   __shared__ alignas(16) unsigned char call_memory[sizeof(Call)];
   __shared__ alignas(8) unsigned char run_memory[kStages * sizeof(PieceRun)];
-  __shared__ u64 stop;
   Call& call = *reinterpret_cast<Call*>(call_memory);
   PieceRun* runs = reinterpret_cast<PieceRun*>(run_memory);
   const i32 block = i32(blockIdx.x) % Shape::num_blocks;
-  begin(calls, call, block, runs, &stop);
+  begin(calls, call, block, runs);
   if (threadIdx.x >= kStageThreads) {
     arch::give_registers();
     const i32 pump = i32(threadIdx.x) - kStageThreads, feeder = pump / arch::kWarp;
-    if (pump % arch::kWarp == 0 && feeder < arch::kFeeders) feed_tokens<Weight>(call, block, runs, feeder, &stop);
+    if (feeder < arch::kFeeders) feed_tokens<Weight>(call, block, runs, feeder);
   } else {
     arch::take_registers();
     stages(call, block, runs);
     arch::sync();
-    if (threadIdx.x == 0) arch::arrive(&stop);
+    if (threadIdx.x == 0) arch::arrive(&arch::ring().stop);
   }
 }
 

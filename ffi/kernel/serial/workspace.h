@@ -14,8 +14,8 @@ struct Workspace {
 
   // Bytes that the activations' memory must have besides what activations need.
   MONO_DEVICE static i64 kernel_bytes(const Header&) { return 0; }
-  MONO_DEVICE void carve(Carver& carve, const Header& h, const Device& d, const Block& b) {
-    carve(x, i64(most_touched_lanes(d, b)) * h.hidden_width);
+  MONO_DEVICE void carve(Carver& carve, const Header& h, const Extents& extents) {
+    carve(x, extents.touched_lanes * h.hidden_width);
     carve(parts, i64(h.queries_per_kv) * (h.head_dim + 2));
     carve(bins, 256);
     carve(joins, i64(h.kv_splits) + h.head_dim);

@@ -12,11 +12,11 @@ MONO_DEVICE bool needs_head(const Request& request, i32 fed) {
 
 // Feeds one of arch::kFeeders shares of the tape of one token after the other, until told to stop. `runs`: per stage.
 template <class T>
-MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, int feeder, u64* stop) {
+MONO_DEVICE void feed_tokens(const Call& call, i32 block, const PieceRun* runs, int feeder) {
   const Block& share = call.plan.block(call.device, block);
   const T* layers = static_cast<const T*>(call.layers) + share.layers;
   const T* head = static_cast<const T*>(call.head) + share.head;
-  arch::Feed feed(feeder, stop);
+  arch::Feed feed(feeder);
   auto copy = [&](i32 stage, const T* tape) {
     const PieceRun& run = runs[stage];
     return feed.copy(reinterpret_cast<const char*>(tape + run.offset), u32(run.words) * u32(sizeof(T)), run.count);

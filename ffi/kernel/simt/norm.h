@@ -5,6 +5,7 @@
 
 namespace mono::MONO_VARIANT {
 
+constexpr i32 kTouchedLanes = kExtents.touched_lanes > 1 ? i32(kExtents.touched_lanes) : 1;
 constexpr i32 kLaneWords = Shape::num_blocks * Shape::hidden_run;  // of one vector over the hidden size
 // Words of all lanes that a block reads at once, per thread.
 constexpr i32 kHeldWords = (kTouchedLanes * kLaneWords + arch::kThreads - 1) / arch::kThreads;

@@ -26,11 +26,13 @@ struct WarpWorkspace {
 
   // Partial softmaxes lie where activations do at other times: for every query one of every squad that shares it. The last of
   // them is read as whole words.
-  MONO_DEVICE static i64 kernel_bytes(const Header& h) {
+  template <class H>
+  MONO_DEVICE static i64 kernel_bytes(const H& h) {
     const i64 parts = squads_that_share(kSquads, h.queries_per_kv) * h.queries_per_kv;
     return (parts * part_floats(h.head_dim) + h.floats_per_word) * i64(sizeof(float));
   }
-  MONO_DEVICE void carve(Carver& carve, const Header& h, const Device&, const Block&) {
+  template <class H>
+  MONO_DEVICE void carve(Carver& carve, const H& h, const Extents&) {
     carve(partial, larger(i64(kMaxPieces) * h.tile_rows, 2 * 256));
     bins = reinterpret_cast<u64*>(partial);
     carve(tiles, kStages);
