@@ -251,10 +251,10 @@ def _flat_activations(plan: Plan, runs: Runs) -> bool:
 
 
 def _history_layers(config: ModelConfig) -> int:
-    """Over how many layers, itself included, a layer adds module outputs."""
+    """Of how many layers module outputs are kept: what a layer adds, it takes before its own outputs replace them."""
     modules: tuple[Module, ...] = MODULES
     sources = [(layer, config.mixing(module, layer).source) for layer in range(config.num_layers) for module in modules]
-    return 1 + max((layer - source for layer, source in sources if source is not None), default=0)
+    return max([1, *(layer - source for layer, source in sources if source is not None)])
 
 
 def _layers(plan: Plan) -> np.ndarray:

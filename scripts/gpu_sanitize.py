@@ -98,9 +98,13 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
         tokens: What the program decoded, or empty.
         expected: What it decoded alone.
     """
-    ring = 0
+    ring, finding = 0, first_finding(log)
     if tool == "racecheck" and (found := HAZARDS.search(log)):
-        ring = sum(map(is_of_ring, RACE.findall(log)))
+        races = RACE.findall(log)
+        others = [race for race in races if not is_of_ring(race)]
+        ring = len(races) - len(others)
+        if others:
+            finding = " ".join(line.removeprefix("=========").strip() for line in others[0].splitlines())
         errors = int(found[1]) - ring
         words = f"{errors} errors, {found[2]} warnings" + (f" ({ring} on the ring of weights)" if ring else "")
     elif found := ERRORS.search(log):
@@ -108,7 +112,7 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
     else:
         return False, f"no summary (exit status {status}): {last_lines(log)}"
     if errors:
-        return False, f"{words}; first: {first_finding(log)}"
+        return False, f"{words}; first: {finding}"
     if not tokens:
         return False, f"the program did not come to its end (exit status {status}): {last_lines(log)}"
     if tokens != expected:

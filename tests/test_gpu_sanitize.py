@@ -73,7 +73,16 @@ def script() -> ModuleType:
             f"tokens [1]\n{RING}========= \n{RING}=========     and Read access at mono_decode+0x30 [1 hazards]\n"
             "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
             False,
-            "1 errors, 0 warnings (1 on",
+            "1 errors, 0 warnings (1 on the ring of weights); first: Race reported between Write access at mono_decode",
+        ),
+        (
+            "racecheck",
+            86,
+            f"tokens [1]\n{RING}========= \n========= Error: Race reported between Read access at mix_rows+0x10\n"
+            "=========     and Write access at mix_rows+0x20 [8 hazards]\n"
+            "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
+            False,
+            "first: Race reported between Read access at mix_rows+0x10 and Write access at mix_rows+0x20",
         ),
     ],
 )

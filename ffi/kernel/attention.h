@@ -159,7 +159,7 @@ MONO_DEVICE void attention_item(BlockState<T>& s, i32 layer, const Visible& visi
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = 0.0f;
     attention_payload(s, query, w, payload);
-    publish(h, h.num_dies, to + i, arch::pack(tag, payload));
+    publish(h, Blocks::kOfDevice, to + i, arch::pack(tag, payload));
   });
   arch::sync();
 }

@@ -85,6 +85,7 @@ struct BlockState {
   MONO_DEVICE float* history(i32 layer, i32 module, i32 lane) const {
     return scratch.history + ((layer % header.history_layers * kModules + module) * lanes() + lane) * row_capacity();
   }
+  MONO_DEVICE float* arrived(i32 lane) const { return scratch.arrived + lane * row_capacity(); }
   MONO_DEVICE float* residual(i32 lane) const { return scratch.residual + lane * row_capacity(); }
 
   // First word of a per-layer channel, of this device and of a peer: where it is written, and its only copy or the first.

@@ -27,6 +27,13 @@ enum Channel : i32 {
   kChoice,
   kChannels
 };
+// Who publishes there for a block: those of its own device, or of all.
+enum class Blocks { kOfDevice, kOfAll };
+constexpr Blocks writers(Channel channel) {
+  return channel == kAttentionInbox || channel == kMlpInbox || channel == kFinalInbox || channel == kSummary || channel == kLogits
+             ? Blocks::kOfAll
+             : Blocks::kOfDevice;
+}
 
 // What to generate, or what to score. Arrays belong to the caller.
 struct Request {

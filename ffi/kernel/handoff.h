@@ -9,6 +9,9 @@
 // Runs. A block publishes its values of a channel as one run of consecutive words. Every run of a channel has room for the
 // same number of words, and a block publishes all of them, so where a word stands does not depend on who wrote it.
 //
+// Scope. Of most channels only blocks of one device are writers and readers (writers(), call.h). Their accesses need not be seen by
+// other GPUs, and where a target knows the difference, they are faster.
+//
 // Copies. Where a device has several dies, a channel that many blocks read has a copy for each: its writer stores every word
 // once per die, and a block polls the copy of the die that it belongs to. So no more blocks poll a line than belong to a die.
 // A copy's word is a word like any other: it has its own tag and one writer, and nothing is said about the order in which
@@ -94,7 +97,7 @@ struct Link {
 
   // Waits for one word of this token; an empty word once the call has failed.
   MONO_DEVICE arch::Word wait(const arch::Word* at, Channel channel, i32 layer) {
-    return confirm(arch::load_word(at), at, channel, layer);
+    return confirm(arch::load_word(at, writers(channel)), at, channel, layer);
   }
   // The same for a word that was loaded already.
   MONO_DEVICE arch::Word confirm(const arch::Word& word, const arch::Word* at, Channel channel, i32 layer) {
@@ -108,9 +111,10 @@ struct Link {
   // Waits for those words of this token that are wanted; at(k) is the address of the k-th. They are asked for together, because
   // each takes a round trip; and those that are still missing together again, for a while, and then one of them until it is
   // there. What has arrived is not asked for again: blocks that are late need the bandwidth. Words that are not wanted are
-  // zero. A word alone is asked for each time, because a condition might wait for loads that are under way.
+  // zero. A word alone is asked for each time, because a condition might wait for loads that are under way. `from`: the channel's
+  // writers, which the compiler must know even where the channel is a variable.
   template <i32 kCount, class At, class Wanted>
-  MONO_DEVICE void wait_for(arch::Word (&words)[kCount], Channel channel, i32 layer, At at, Wanted wanted) {
+  MONO_DEVICE void wait_for(arch::Word (&words)[kCount], Blocks from, Channel channel, i32 layer, At at, Wanted wanted) {
     MONO_UNROLLED
     for (i32 k = 0; k < kCount; ++k) words[k] = {};
     MONO_ROLLED
@@ -118,7 +122,7 @@ struct Link {
       i32 missing = -1;
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
-        if (wanted(k) && (kCount == 1 || !has_arrived(words[k]))) words[k] = arch::load_word(at(k));
+        if (wanted(k) && (kCount == 1 || !has_arrived(words[k]))) words[k] = arch::load_word(at(k), from);
       MONO_UNROLLED
       for (i32 k = 0; k < kCount; ++k)
         if (wanted(k) && !has_arrived(words[k])) missing = k;
@@ -140,7 +144,7 @@ struct Link {
       arch::Word words[kBatch];
       auto index = [&](i32 k) { return base + k * i32(arch::kThreads); };
       auto wanted = [&](i32 k) { return k == 0 || index(k) < count; };
-      wait_for(words, channel, layer, [&](i32 k) { return at(index(k)); }, wanted);
+      wait_for(words, writers(channel), channel, layer, [&](i32 k) { return at(index(k)); }, wanted);
       MONO_UNROLLED
       for (i32 k = 0; k < kBatch; ++k)
         if (wanted(k)) sink(index(k), words[k]);
@@ -149,21 +153,26 @@ struct Link {
   }
 };
 
-// Publishes a word in so many copies; `to` is its place in the first.
-MONO_DEVICE void publish(Shape h, i32 copies, arch::Word* to, const arch::Word& word) {
-  arch::store_copies(to, word, copies, h.copy_words);
+// Publishes a word for blocks of this device, in as many copies as it has dies (`to` is its place in the first), or for one of any
+// device.
+MONO_DEVICE void publish(Shape h, Blocks readers, arch::Word* to, const arch::Word& word) {
+  if (readers == Blocks::kOfDevice) {
+    arch::store_copies(to, word, h.num_dies, h.copy_words);
+  } else {
+    arch::store_word(to, word);
+  }
 }
 
 // Publishes `count` floats as a run of `words` words; value(i) is the i-th.
 template <class Value>
-MONO_DEVICE void publish_run(Shape h, i32 copies, arch::Word* to, i32 words, u32 tag, i32 count, Value value) {
+MONO_DEVICE void publish_run(Shape h, Blocks readers, arch::Word* to, i32 words, u32 tag, i32 count, Value value) {
   arch::for_each(words, [&](i32 w) {
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       const i32 i = w * kFloatsPerWord + k;
       payload[k] = i < count ? value(i) : 0.0f;
     }
-    publish(h, copies, to + w, arch::pack(tag, payload));
+    publish(h, readers, to + w, arch::pack(tag, payload));
   });
 }
 

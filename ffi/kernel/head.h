@@ -31,7 +31,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
   for (i32 peer = 0; peer < h.num_devices; ++peer) {
     if (peer == s.device_index) continue;
     arch::Word* to = s.exchange(peer) + s.scratch.channels[peer].final_inbox;
-    publish_run(h, 1, to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
+    publish_run(h, Blocks::kOfAll, to + s.device_index * stride + run, h.hidden_run, tag, s.rows, own);
   }
   const arch::Word* from = s.exchange(s.device_index) + channels.final_inbox + run;
   arch::Word* to = s.exchange(s.device_index) + channels.final_sum + run;
@@ -50,7 +50,7 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
       }
     }
     for (i32 k = 0; k < kFloatsPerWord; ++k) payload[k] = tree_sum(parts[k], h.num_devices) * factor;
-    publish(h, h.num_dies, to + w, arch::pack(tag, payload));
+    publish(h, Blocks::kOfDevice, to + w, arch::pack(tag, payload));
   });
   arch::sync();  // no thread waits for the sums before the block has what it adds to them: a wait in vain names the cause
 }

@@ -52,7 +52,7 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   const float* bias = s.constants(s.device.constants.qkv_bias + bias_stride * layer);
   arch::Word* to = s.own_words(s.device.channels.qkv, layer) + i64(run.first) * kTileWords;
   const i32 words = run.count * kTileWords;
-  publish_run(s.header, s.header.num_dies, to, words, s.link.out_tag(kQkvRows, layer), words * kFloatsPerWord, [&](i32 i) {
+  publish_run(s.header, Blocks::kOfDevice, to, words, s.link.out_tag(kQkvRows, layer), words * kFloatsPerWord, [&](i32 i) {
     const i32 tile = i / (kTileWords * kFloatsPerWord), r = i - tile * kTileWords * kFloatsPerWord;
     if (r >= arch::kTileRows) return 0.0f;
     const float value = s.scratch.rows[tile * arch::kTileRows + r];
@@ -70,7 +70,7 @@ MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
 template <class T>
 MONO_DEVICE void past_sums(BlockState<T>& s, i32 layer, i32 module) {
   const i32 source = arch::agreed(s.scratch.layers[layer].source[module]);
-  if (source >= 0 && source != layer) total_sums(s, source, module);  // read after the barriers of the product
+  if (source >= 0 && source != layer) take_sums(s, source, module, true);  // read after the barriers of the product
 }
 
 // Adds what arrives after a module to the block's own rows of the residual stream and publishes them; see
@@ -84,10 +84,10 @@ MONO_DEVICE void mix_stage(BlockState<T>& s, i32 layer, i32 module) {
   // What others need at once goes out first; what they need layers later goes out last.
   if (immediate) {
     if (pushed) push_sums(s, layer, module);
-    total_sums(s, layer, module);
+    take_sums(s, layer, module, false);
     arch::sync();
   }
-  mix_rows(s, layer, module, source, immediate, own_scale);
+  mix_rows(s, layer, module, source >= 0, immediate, own_scale);
   if (pushed && !immediate) push_sums(s, layer, module);
   s.note(module == kAttention ? kAttentionMixed : kMlpMixed, layer);
 }
@@ -110,7 +110,7 @@ MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
       const i32 i = w * kWeightsPerWord<T> + k;
       arch::from_float(i < neurons ? gate_of(i)[0] : 0.0f, payload[k]);
     }
-    publish(s.header, s.header.num_dies, to + w, arch::pack(tag, payload));
+    publish(s.header, Blocks::kOfDevice, to + w, arch::pack(tag, payload));
   });
   s.note(kUpProduct, layer);
 }

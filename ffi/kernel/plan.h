@@ -34,7 +34,7 @@ struct Header {
   i32 hidden_width;  // hidden_size padded to whole tile columns
   i32 floats_per_word, weights_per_word;       // payload of one word of the exchange memory
   i32 hidden_run, activation_run, logits_run;  // words that one block publishes there
-  i32 history_layers;                          // a layer adds outputs of at most this many layers, itself included
+  i32 history_layers;                          // whose outputs are kept: a layer takes what it adds before its own replace them
   i32 num_dies;                                // that share no cache; 1: it does not matter where a block runs
   i32 tape_rows;                               // of the tapes' arrays: one per block, and padding
   i32 granule_words, period;                   // see in_granules()

@@ -169,8 +169,8 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].logits, all);
-    publish_run(s.header, 1, to + (i64(s.device_index) * s.header.num_blocks + s.block_index) * run, run, logits_tag, rows,
-                [&](i32 i) { return s.scratch.rows[i]; });
+    const i64 own_run = (i64(s.device_index) * s.header.num_blocks + s.block_index) * run;
+    publish_run(s.header, Blocks::kOfAll, to + own_run, run, logits_tag, rows, [&](i32 i) { return s.scratch.rows[i]; });
   }
 }
 
@@ -190,7 +190,7 @@ MONO_DEVICE Choice read_summaries(BlockState<T>& s, float& log_sum) {
   arch::for_each(blocks, [&](i32 b) {
     arch::Word words[kSummaryWords];
     u32 values[kSummaryWords * kFloatsPerWord];
-    for (i32 w = 0; w < kSummaryWords; ++w) words[w] = arch::load_word(from + b * kSummaryWords + w);
+    for (i32 w = 0; w < kSummaryWords; ++w) words[w] = arch::load_word(from + b * kSummaryWords + w, writers(kSummary));
     for (i32 w = 0; w < kSummaryWords; ++w) {
       u32 payload[kFloatsPerWord];
       arch::unpack(s.link.confirm(words[w], from + b * kSummaryWords + w, kSummary, 0), payload);
@@ -288,7 +288,7 @@ MONO_DEVICE Choice choose_from_all(BlockState<T>& s, i32 step, i32 position) {
       const i32 v = w * kFloatsPerWord + k;
       payload[k] = v == 0 ? u32(choice.token) : v == 1 ? choice.signal : 0;
     }
-    publish(s.header, s.header.num_dies, to + w, arch::pack(tag, payload));
+    publish(s.header, Blocks::kOfDevice, to + w, arch::pack(tag, payload));
   });
   return choice;
 }

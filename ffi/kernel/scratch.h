@@ -42,7 +42,7 @@ struct Scratch {
   float* query;     // [queries_per_kv, head_dim], then key [head_dim], then value [head_dim]; shares memory with rows
   float* residual;  // [lanes, rows] own rows of the residual stream
   float* history;   // [history_layers, modules, lanes, rows] module outputs of own rows
-  float* total;     // [rows] sum over all lanes
+  float* arrived;   // [lanes, rows] what a module's end adds to own rows besides the lane's own output
   Workspace work;
   // Far.
   float* logits;  // block 0: [vocab]
@@ -69,7 +69,7 @@ struct Scratch {
     query = rows;
     carve_near(residual, lanes * own_rows);
     carve_near(history, i64(h.history_layers) * kModules * lanes * own_rows);
-    carve_near(total, own_rows);
+    carve_near(arrived, lanes * own_rows);
     work.carve(carve_near, h, extents);
     const i64 vocab = first_block ? h.vocab_size : 0;
     carve_far(logits, vocab);

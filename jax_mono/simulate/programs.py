@@ -129,17 +129,17 @@ RESIDENT = Program(
 # The same on the way of a wave of gfx942, laneformer-2b's plan of 8 devices of 304 blocks, as printed by
 # `python -m jax_mono.gfx942.handoff_code`; at position 48, where four splits are joined.
 _GFX942_WORK = {
-    "residual_attention": Work(2, code=455, early=348),
-    "residual_mlp": Work(2, code=456, early=361),
-    "qkv": Work(2, code=88, early=396),
-    "attention": Work(1, code=101, early=546, each=14),
-    "activation": Work(1, code=214, early=101),
-    "inbox_attention": Work(0, code=159, early=281),
-    "inbox_mlp": Work(0, code=159, early=281),
+    "residual_attention": Work(2, code=456, early=360),
+    "residual_mlp": Work(2, code=457, early=363),
+    "qkv": Work(2, code=92, early=400),
+    "attention": Work(1, code=103, early=548, each=14),
+    "activation": Work(1, code=216, early=102),
+    "inbox_attention": Work(0, code=169, early=280),
+    "inbox_mlp": Work(0, code=169, early=280),
     # Before it, lane_inverses receives a residual_mlp, with which it does less than others.
-    "final_inbox": Work(1, code=233, early=632 + 117 - 456),
-    "final_sum": Work(2, code=299, early=125),
-    "summary": Work(4, code=1228, early=207),
+    "final_inbox": Work(1, code=233, early=632 + 118 - 457),
+    "final_sum": Work(2, code=300, early=125),
+    "summary": Work(4, code=1223, early=207),
 }
 
 GFX942 = dataclasses.replace(
@@ -149,15 +149,15 @@ GFX942 = dataclasses.replace(
     work=MappingProxyType({**_WORK, **_GFX942_WORK}),
     code=MappingProxyType(
         {
-            "qkv": 114,
-            "attention": 703,
-            "residual_attention": 207,
+            "qkv": 110,
+            "attention": 705,
+            "residual_attention": 136,
             "activation": 259,
-            "residual_mlp": 207,
+            "residual_mlp": 136,
             "final_sum": 101,
-            "summary": 1311,
-            "inbox_attention": 45,
-            "inbox_mlp": 45,
+            "summary": 1317,
+            "inbox_attention": 46,
+            "inbox_mlp": 46,
         }
     ),
     kv_positions=128,

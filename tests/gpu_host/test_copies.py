@@ -27,7 +27,7 @@ TWO_DIES = dataclasses.replace(MI300X, name="two dies", dies=TWO, units_per_die=
 TOPOLOGIES = {"flat": None, "two dies": TWO_DIES, "more dies than blocks": MI300X}
 
 Accesses = dict[tuple[str, int, int], set[tuple[int, int]]]
-"""By L or S, device and block: devices and words of their exchange memory."""
+"""By L or S, or l or s, device and block: devices and words of their exchange memory."""
 
 
 def expected(plan: Plan, kind: TokenKind) -> Accesses:
@@ -54,12 +54,13 @@ def expected(plan: Plan, kind: TokenKind) -> Accesses:
     return found
 
 
-def noted(path: Path) -> Accesses:
+def noted(path: Path, kinds: str = "LS") -> Accesses:
     found: Accesses = defaultdict(set)
     for line in path.read_text().splitlines():
         how, *numbers = line.split()
         device, block, on, first, count = map(int, numbers)
-        found[how, device, block] |= {(on, word) for word in range(first, first + count)}
+        if how in kinds:
+            found[how, device, block] |= {(on, word) for word in range(first, first + count)}
     return found
 
 
@@ -83,6 +84,24 @@ def test_blocks_touch_the_words_that_the_flow_says(
     monkeypatch.setenv("FIBER_WORDS", str(tmp_path / "words"))
     decoder.score(TEXT, top_logprobs=2 if kind == "filtered" else 0)
     assert noted(tmp_path / "words") == expected(decoder.plan, kind)
+
+
+@pytest.mark.parametrize("top", [0, 2], ids=["sampled", "filtered"])
+def test_words_that_stay_on_a_device(fibers: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, top: int) -> None:
+    """What is stored or loaded at the scope of one GPU, blocks of one device store and load."""
+    decoder = make_decoder(tiny("laneformer"), devices=4, blocks=2, dtype=jnp.bfloat16, target=GPU)
+    monkeypatch.setenv("FIBER_WORDS", str(tmp_path / "words"))
+    decoder.score(TEXT, top_logprobs=top)
+    touching: dict[str, dict[tuple[int, int], set[int]]] = {kind: defaultdict(set) for kind in "LSls"}
+    for (kind, device, _), words in noted(tmp_path / "words", "LSls").items():
+        for word in words:
+            touching[kind][word].add(device)
+    for kind, other in ("lS", "sL"):
+        assert touching[kind]
+        for (on, word), devices in touching[kind].items():
+            assert devices == {on}
+            assert touching[other][on, word] <= {on}
+    assert len(touching["l"]) > len(touching["L"]) / 2  # most do, and it makes them faster
 
 
 def test_blocks_that_poll_the_copy_of_another_die_are_seen(

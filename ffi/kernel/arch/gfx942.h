@@ -142,7 +142,7 @@ constexpr int kRoundsAhead = 2;      // of keys and values in attention, before 
 // The 16 aligned bytes of a lane are one element of one instruction: the memory pipeline gathers lanes into cache lines, and
 // never cuts an element, which lies within one line, over two requests. No fence belongs to a word, but the compiler must not
 // move or join its loads, because it takes the memory for constant between two of its own stores.
-MONO_DEVICE Word load_word(const Word* at) {
+MONO_DEVICE Word load_word(const Word* at, Blocks = Blocks::kOfAll) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   const u64 base = uniform(u64(at)) - (u64(1) << 31);  // all lanes read the same device's exchange memory
   const Quad quad = __builtin_amdgcn_raw_buffer_load_b128(buffer(base, kWholeBuffer), int(u32(u64(at)) - u32(base)), 0, kSystem);

@@ -66,7 +66,7 @@ MONO_DEVICE void store_copies(Word* at, Word word, int copies, i64 stride) {
   MONO_ROLLED
   for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
 }
-MONO_DEVICE Word load_word(const Word* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+MONO_DEVICE Word load_word(const Word* at, Blocks = Blocks::kOfAll) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE u32 tag_of(Word word) { return u32(word >> 32); }
 MONO_DEVICE float value_of(Word word) { return __builtin_bit_cast(float, u32(word)); }

@@ -62,10 +62,12 @@ constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the
 constexpr int kLooksAtAll = 64;    // before a thread polls one word alone: as long as the longest of usual waits
 constexpr int kRoundsAhead = 2;   // of keys and values in attention, before the first is needed
 
-// PTX 8.3: a 128-bit access is single-copy atomic. System scope where peers write here, too.
-MONO_DEVICE Word load_word(const Word* at) {
+// PTX 8.3: a 128-bit access is single-copy atomic. Its scope is this GPU where only blocks of one device of the plan meet: accesses
+// of system scope take longer.
+MONO_DEVICE constexpr bool on_one_gpu(Blocks blocks) { return Shape::num_devices == 1 || blocks == Blocks::kOfDevice; }
+MONO_DEVICE Word load_word(const Word* at, Blocks writers) {
   u64 low, high;
-  if constexpr (Shape::num_devices == 1) {
+  if (on_one_gpu(writers)) {
     asm volatile("{\n .reg .b128 word;\n ld.relaxed.gpu.global.b128 word, [%2];\n mov.b128 {%0, %1}, word;\n}"
                  : "=l"(low), "=l"(high)
                  : "l"(at)
@@ -78,9 +80,9 @@ MONO_DEVICE Word load_word(const Word* at) {
   }
   return {{u32(low), u32(low >> 32), u32(high)}, u32(high >> 32)};
 }
-MONO_DEVICE void store_word(Word* at, const Word& word) {
+MONO_DEVICE void store_word(Word* at, const Word& word, Blocks readers = Blocks::kOfAll) {
   const u64 low = word.payload[0] | u64(word.payload[1]) << 32, high = word.payload[2] | u64(word.tag) << 32;
-  if constexpr (Shape::num_devices == 1) {
+  if (on_one_gpu(readers)) {
     asm volatile("{\n .reg .b128 word;\n mov.b128 word, {%1, %2};\n st.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(at),
                  "l"(low), "l"(high)
                  : "memory");
@@ -90,10 +92,10 @@ MONO_DEVICE void store_word(Word* at, const Word& word) {
                  : "memory");
   }
 }
-// Stores so many copies of a word, `stride` words apart.
+// Stores so many copies of a word, `stride` words apart, for blocks of this device.
 MONO_DEVICE void store_copies(Word* at, const Word& word, int copies, i64 stride) {
   MONO_ROLLED
-  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word, Blocks::kOfDevice);
 }
 MONO_DEVICE void store_place(u64* at, u64 key) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(key) : "memory"); }
 MONO_DEVICE i32 load_acquire(const i32* at) {
@@ -238,7 +240,7 @@ MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
   constexpr int kPolls = 1024;
   Word word{};
   MONO_ROLLED
-  for (int i = 0; i < kPolls && (word = load_word(at)).tag != tag; ++i) {
+  for (int i = 0; i < kPolls && (word = load_word(at, Blocks::kOfAll)).tag != tag; ++i) {
   }
   return word;
 }
@@ -247,7 +249,7 @@ MONO_DEVICE Word poll(const Word* at, u32 tag, Pump*) {
 MONO_DEVICE Pump* pump_of(Pump&) { return nullptr; }
 
 // One of kFeeders warps that fill the ring, each with every kFeeders-th piece; kSlots is a multiple of kFeeders. It is late for
-// every copy by as long as it takes to go round, beside stages that leave it few turns: so places and phases are counted on.
+// every copy by as long as it takes to go round, beside busy stages: so places and phases are counted on.
 constexpr int kFeeders = 2;
 class Feed {
  public:
@@ -274,8 +276,8 @@ class Feed {
       asm volatile(
           "{\n .reg .pred one;\n elect.sync _|one, 0xffffffff;\n"
           " @one mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
-          " @one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%2], [%3], %1, [%0], %4;\n}" ::"r"(
-              full),
+          " @one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%2], [%3], %1, [%0], %4;\n"
+          "}" ::"r"(full),
           "r"(bytes), "r"(slots_ + place_ * kSlotBytes), "l"(from), "l"(policy_)
           : "memory");
       step(place_, phase_);

@@ -11,12 +11,12 @@ typedef float Rows __attribute__((vector_size(arch::kTileRows * sizeof(float))))
 MONO_DEVICE void load(const float* at, Rows& out) { __builtin_memcpy(&out, at, sizeof out); }
 MONO_DEVICE void store(const Rows& rows, float* at) { __builtin_memcpy(at, &rows, sizeof rows); }
 
-// Publishes rows, `count` of which there are, in so many copies.
-MONO_DEVICE void publish_rows(Shape h, i32 copies, arch::Word* to, i32 count, u32 tag, const Rows& rows) {
+// Publishes rows, `count` of which there are.
+MONO_DEVICE void publish_rows(Shape h, Blocks readers, arch::Word* to, i32 count, u32 tag, const Rows& rows) {
   static_assert(kFloatsPerWord == 1, "one value per word");
   for (i32 i = 0; i < arch::kTileRows && i < count; ++i) {
     const float payload[1] = {rows[i]};
-    publish(h, copies, to + i, arch::pack(tag, payload));
+    publish(h, readers, to + i, arch::pack(tag, payload));
   }
 }
 
@@ -47,14 +47,14 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
     Rows sums;
     own_sums(outputs, lanes, stride, row, sums);
     for (i32 peer = 0; peer < s.header.num_devices; ++peer)
-      if (peer != s.device_index) publish_rows(s.header, 1, to[peer] + row, s.rows - row, tag, sums);
+      if (peer != s.device_index) publish_rows(s.header, Blocks::kOfAll, to[peer] + row, s.rows - row, tag, sums);
   });
 }
 
-// Sum over all lanes of all devices of a module's output of own rows, into scratch.total. A peer's word is its lanes' sum;
-// the order of additions is the same on every device.
+// Sums over all lanes of all devices of a module's output of own rows, without each lane's own output if that is delayed, into
+// scratch.arrived. A peer's word is its lanes' sum; the order of additions is the same on every device.
 template <class T>
-MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
+MONO_DEVICE void take_sums(BlockState<T>& s, i32 layer, i32 module, bool delayed) {
   const arch::Word* inbox = s.own_words(s.device.channels.inbox[module], layer) + i64(s.block_index) * s.header.hidden_run;
   const i64 run = i64(s.header.num_blocks) * s.header.hidden_run;
   const float* outputs = s.history(layer, module, 0);
@@ -70,36 +70,34 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
       for (i32 i = 0; i < arch::kTileRows && row + i < s.rows; ++i)
         parts[peer][i] = arch::value_of(s.link.wait(inbox + peer * run + row + i, inbox_channel(module), layer));
     }
-    store(tree_sum(parts, s.header.num_devices), s.scratch.total + row);
+    const Rows total = tree_sum(parts, s.header.num_devices);
+    for (i32 lane = 0; lane < lanes; ++lane) {
+      Rows own;
+      load(outputs + i64(lane) * stride + row, own);
+      store(delayed ? total - own : total, s.arrived(lane) + row);
+    }
   });
 }
 
-// Adds to the block's own rows of the residual stream what a module's output and sums over all lanes bring, and publishes them:
-// the sums of layer `source` if that is not negative, immediate or delayed.
+// Adds a module's output and what has arrived (if any: `arrives`) to the block's own rows of the residual stream, and publishes
+// them. Where sums arrive at once, they have the output already.
 template <class T>
-MONO_DEVICE void mix_rows(BlockState<T>& s, i32 layer, i32 module, i32 source, bool immediate, float own_scale) {
-  const bool delayed = source >= 0 && !immediate;
+MONO_DEVICE void mix_rows(BlockState<T>& s, i32 layer, i32 module, bool arrives, bool immediate, float own_scale) {
   const u32 tag = s.link.out_tag(residual_channel(module), layer);
   const i32 run = s.header.hidden_run;
   arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + i64(s.block_index) * run;
   for (i32 lane = 0; lane < s.lanes(); ++lane, to += hidden_words(s.header)) {
     float* x = s.residual(lane);
-    const float* own = s.history(layer, module, lane);
-    const float* past = s.history(delayed ? source : layer, module, lane);
+    const float *own = s.history(layer, module, lane), *others = s.arrived(lane);
     for_own_tiles(s, [&](i32 row) {
-      Rows value, total, output, before;
+      Rows value, output, arrived;
       load(x + row, value);
-      load(s.scratch.total + row, total);
       load(own + row, output);
-      load(past + row, before);
-      if (immediate) {
-        value += total;  // bit-identical in all lanes
-      } else {
-        value += own_scale * output;
-        if (delayed) value += total - before;
-      }
+      load(others + row, arrived);
+      if (!immediate) value += own_scale * output;
+      if (arrives) value += arrived;  // immediate: bit-identical in all lanes
       store(value, x + row);
-      publish_rows(s.header, s.header.num_dies, to + row, s.rows - row, tag, value);
+      publish_rows(s.header, Blocks::kOfDevice, to + row, s.rows - row, tag, value);
       s.link.pump.steps(arch::kTileRows);
     });
   }

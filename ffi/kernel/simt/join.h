@@ -35,7 +35,7 @@ MONO_DEVICE void join_parts(BlockState<T>& s, i32 layer, const Parts& parts) {
         arch::Word words[kBatch + 1];  // of the output of every split, and this lane's split's maximum and sum
         auto split = [&](i32 k) { return begin + (k < kBatch ? k : own); };
         s.link.wait_for(
-            words, kAttentionParts, layer,
+            words, Blocks::kOfDevice, kAttentionParts, layer,
             [&](i32 k) { return (k < kBatch ? of_word : of_query) + parts.stride(Shape{}) * split(k); },
             [&](i32 k) { return parts.has(Shape{}, split(k)) && (k == kBatch || w < kOutputs); });
         float head[kFloatsPerWord];

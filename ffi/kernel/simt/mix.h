@@ -33,10 +33,11 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   });
 }
 
-// Sum over all lanes of all devices of a module's output of own rows, into scratch.total. A peer's word is its lanes' sum;
-// the order of additions is the same on every device. The last threads do it: they have least to do in what follows.
+// Sums over all lanes of all devices of a module's output of own rows, without each lane's own output if that is delayed, into
+// scratch.arrived. A peer's word is its lanes' sum; the order of additions is the same on every device. The last threads do it:
+// they have least to do in what follows.
 template <class T>
-MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
+MONO_DEVICE void take_sums(BlockState<T>& s, i32 layer, i32 module, bool delayed) {
   constexpr i32 kDevices = Shape::num_devices;
   const arch::Word* inbox = s.own_words(s.device.channels.inbox[module], layer) + s.block_index * s.header.hidden_run;
   MONO_ROLLED
@@ -44,7 +45,7 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
     arch::Word words[kDevices];
     if constexpr (kDevices > 1)
       s.link.wait_for(
-          words, inbox_channel(module), layer,
+          words, Blocks::kOfAll, inbox_channel(module), layer,
           [&](i32 peer) { return inbox + peer * s.header.num_blocks * s.header.hidden_run + w; },
           [&](i32 peer) { return peer != s.device_index; });
     float sums[kDevices][kFloatsPerWord];
@@ -58,48 +59,46 @@ MONO_DEVICE void total_sums(BlockState<T>& s, i32 layer, i32 module) {
       float parts[kDevices];
       MONO_UNROLLED
       for (i32 peer = 0; peer < kDevices; ++peer) parts[peer] = peer == s.device_index ? own : sums[peer][k];
-      s.scratch.total[row] = tree_sum(parts, kDevices);
+      const float total = tree_sum(parts, kDevices);
+      MONO_ROLLED
+      for (i32 lane = 0; lane < s.lanes(); ++lane)
+        s.arrived(lane)[row] = delayed ? total - s.history(layer, module, lane)[row] : total;
     }
   }
 }
 
-// Adds to the block's own rows of the residual stream what a module's output and sums over all lanes bring, and publishes them:
-// the sums of layer `source` if that is not negative, immediate or delayed.
+// Adds a module's output and what has arrived (if any: `arrives`) to the block's own rows of the residual stream, and publishes
+// them. Where sums arrive at once, they have the output already.
 template <class T>
-MONO_DEVICE void mix_rows(BlockState<T>& s, i32 layer, i32 module, i32 source, bool immediate, float own_scale) {
-  const bool delayed = source >= 0 && !immediate;
+MONO_DEVICE void mix_rows(BlockState<T>& s, i32 layer, i32 module, bool arrives, bool immediate, float own_scale) {
   const u32 tag = s.link.out_tag(residual_channel(module), layer);
   const i32 run = s.header.hidden_run;
   arch::Word* to = s.own_words(s.device.channels.residual[module], layer) + s.block_index * run;
   arch::for_each(s.lanes() * run, [&](i32 i) {
     const i32 lane = i / run, w = i - lane * run;
     float* x = s.residual(lane);
-    const float* own = s.history(layer, module, lane);
-    const float* past = s.history(delayed ? source : layer, module, lane);
-    float before[kFloatsPerWord], total[kFloatsPerWord], output[kFloatsPerWord], earlier[kFloatsPerWord];
-    // All at once, wanted or not: a branch for each would wait for each.
-    MONO_UNROLLED
-    for (i32 k = 0; k < kFloatsPerWord; ++k) {
-      const i32 row = w * kFloatsPerWord + k, at = even_rows(s.header) || row < s.rows ? row : 0;
-      before[k] = x[at];
-      total[k] = s.scratch.total[at];
-      output[k] = own[at];
-      earlier[k] = past[at];
-    }
-    float payload[kFloatsPerWord];
-    MONO_UNROLLED
-    for (i32 k = 0; k < kFloatsPerWord; ++k) {
-      const i32 row = w * kFloatsPerWord + k;
-      const float arrived = delayed ? total[k] - earlier[k] : 0.0f;
-      payload[k] = immediate ? before[k] + total[k]  // bit-identical in all lanes
-                             : before[k] + own_scale * output[k] + arrived;
-      if (even_rows(s.header) || row < s.rows) {
-        x[row] = payload[k];
-      } else {
-        payload[k] = 0.0f;
+    const float *own = s.history(layer, module, lane), *others = s.arrived(lane);
+    const i32 first = w * kFloatsPerWord;
+    float payload[kFloatsPerWord] = {};
+    if (even_rows(s.header) || first < s.rows) {
+      float before[kFloatsPerWord], output[kFloatsPerWord], arrived[kFloatsPerWord];
+      // All at once, wanted or not: a branch for each would wait for each.
+      MONO_UNROLLED
+      for (i32 k = 0; k < kFloatsPerWord; ++k) {
+        const i32 at = even_rows(s.header) || first + k < s.rows ? first + k : first;
+        before[k] = x[at];
+        output[k] = own[at];
+        arrived[k] = others[at];
+      }
+      MONO_UNROLLED
+      for (i32 k = 0; k < kFloatsPerWord; ++k) {
+        if (!even_rows(s.header) && first + k >= s.rows) break;
+        payload[k] = immediate ? before[k] + arrived[k]  // bit-identical in all lanes
+                               : before[k] + own_scale * output[k] + (arrives ? arrived[k] : 0.0f);
+        x[first + k] = payload[k];
       }
     }
-    publish(s.header, s.header.num_dies, to + lane * hidden_words(s.header) + w, arch::pack(tag, payload));
+    publish(s.header, Blocks::kOfDevice, to + lane * hidden_words(s.header) + w, arch::pack(tag, payload));
     s.link.pump.step();
   });
 }

@@ -102,7 +102,7 @@ MONO_OUTLINE void hold_and_store(Link link, const arch::Word* from, const T* emb
   } else {
     arch::Word words[kHeldWords];
     auto wanted = [&](i32 k) { return HeldWord(k).exists(lanes); };
-    link.wait_for(words, channel, layer, [&](i32 k) { return from + HeldWord(k).index; }, wanted);
+    link.wait_for(words, Blocks::kOfDevice, channel, layer, [&](i32 k) { return from + HeldWord(k).index; }, wanted);
     MONO_UNROLLED
     for (i32 k = 0; k < kHeldWords; ++k)
       if (wanted(k)) arch::unpack(words[k], held.x[k]);

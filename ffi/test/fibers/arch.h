@@ -165,12 +165,14 @@ constexpr int kLooksAtAll = 1, kWordsInFlight = 4, kRoundsAhead = 2;
 struct Accesses {
   bool noted = false;
   std::set<const Word*> loaded, stored;
+  std::set<const Word*> loaded_own, stored_own;  // of these, where only blocks of one device should meet
 };
 inline thread_local Accesses accesses;
 
 // The half with the tag comes last and is looked at first: as good as one access, since nobody overwrites what is not read.
-MONO_DEVICE Word load_word(const Word* at) {
+MONO_DEVICE Word load_word(const Word* at, Blocks writers = Blocks::kOfAll) {
   if (accesses.noted) accesses.loaded.insert(at);
+  if (accesses.noted && writers == Blocks::kOfDevice) accesses.loaded_own.insert(at);
   const u64* halves = reinterpret_cast<const u64*>(at);
   const u64 high = __atomic_load_n(halves + 1, __ATOMIC_ACQUIRE), low = __atomic_load_n(halves, __ATOMIC_RELAXED);
   return {{u32(low), u32(low >> 32), u32(high)}, u32(high >> 32)};
@@ -181,10 +183,12 @@ MONO_DEVICE void store_word(Word* at, const Word& word) {
   __atomic_store_n(halves, word.payload[0] | u64(word.payload[1]) << 32, __ATOMIC_RELAXED);
   __atomic_store_n(halves + 1, word.payload[2] | u64(word.tag) << 32, __ATOMIC_RELEASE);
 }
-// Stores so many copies of a word, `stride` words apart.
+// Stores so many copies of a word, `stride` words apart, for blocks of this device.
 MONO_DEVICE void store_copies(Word* at, const Word& word, int copies, i64 stride) {
-  MONO_ROLLED
-  for (int copy = 0; copy < copies; ++copy) store_word(at + copy * stride, word);
+  for (int copy = 0; copy < copies; ++copy) {
+    if (accesses.noted) accesses.stored_own.insert(at + copy * stride);
+    store_word(at + copy * stride, word);
+  }
 }
 MONO_DEVICE void store_place(u64* at, u64 key) { __atomic_store_n(at, key, __ATOMIC_RELAXED); }
 MONO_DEVICE i32 load_acquire(const i32* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }

@@ -3,8 +3,9 @@
 //   FIBER_DIES=0,1,1,-,...   the dies on which blocks find themselves, in the order of their launch and over again; a block of
 //                            die - never starts
 //   FIBER_ROLES=FILE         blocks note there which of the plan's they are: device, launched as, die, block
-//   FIBER_WORDS=FILE         and there which words of the exchange memory they have loaded (L) and stored (S): L or S, device,
-//                            block, device whose memory it is, first word, words that follow each other
+//   FIBER_WORDS=FILE         and there which words of the exchange memory they have loaded (L) and stored (S), and which of these as
+//                            words that stay on a device (l, s): the letter, device, block, device whose memory it is, first word,
+//                            words that follow each other
 #define MONO_VARIANT fibers
 #include "kernel/arch/fibers.h"
 #include "kernel/simt/workspace.h"
@@ -68,6 +69,8 @@ void note_accesses(const Call& call, i32 block) {
   if (!file) return;
   note_words(call, block, 'L', arch::accesses.loaded, file);
   note_words(call, block, 'S', arch::accesses.stored, file);
+  note_words(call, block, 'l', arch::accesses.loaded_own, file);
+  note_words(call, block, 's', arch::accesses.stored_own, file);
   std::fclose(file);
 }
 
