@@ -166,7 +166,7 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   if (arch->fewest_slots) {
     auto slot_bytes = [&] { return slot_bytes_of(slot_chunks) + kBarrierBytes; };
     while (slot_chunks > fewest_chunks && (room - kRingAlignment - kStopBytes) / slot_bytes() < arch->fewest_slots) --slot_chunks;
-    slots = (room - kRingAlignment - kStopBytes) / slot_bytes() / 2 * 2;  // two threads fill it in turn
+    slots = (room - kRingAlignment - kStopBytes) / slot_bytes() / 2 * 2;  // two warps fill it in turn
     ring = (slots * slot_bytes() + kStopBytes + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
     if (slots < arch->fewest_slots)
       refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves too little of " +

@@ -258,7 +258,10 @@ class Feed {
         place_(u32(feeder)),
         earlier_(kSlots - kCopiesInFlight + u32(feeder)),
         offset_(feeder) {
-    static_assert(kCopiesInFlight >= kFeeders && kCopiesInFlight < kSlots);
+    static_assert(kSlots % kFeeders == 0 && kCopiesInFlight % kFeeders == 0, "slots and copies are a warp's own");
+    // A stage warp that waits for the n-th piece has had the one kWarps before it. So that was copied, those kCopiesInFlight before
+    // that had arrived, and the slot's last piece with them: the barrier is at most one phase behind what the warp waits for.
+    static_assert(kSlots >= kWarps + kCopiesInFlight);
     asm volatile("" : "+r"(slots_));  // or it would be made anew each time
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
   }
