@@ -30,8 +30,10 @@ template <i32 kThreads>
 Sizes sizes_of(const Plan& plan) {
   Sizes most;
   for (i32 device = 0; device < plan.header->num_devices; ++device)
-    for (i32 block = 0; block < plan.header->num_blocks; ++block) most.extents = larger(most.extents, block_extents(plan, device, block));
-  const gpu_sizes::Scratch<bf16, gpu_sizes::WarpWorkspace<bf16, kThreads / kSquad>> scratch(*plan.header, most.extents, true, nullptr, nullptr);
+    for (i32 block = 0; block < plan.header->num_blocks; ++block)
+      most.extents = larger(most.extents, block_extents(plan, device, block));
+  using Workspace = gpu_sizes::WarpWorkspace<bf16, kThreads / kSquad>;
+  const gpu_sizes::Scratch<bf16, Workspace> scratch(*plan.header, most.extents, true, nullptr, nullptr);
   most.near_bytes = scratch.near_bytes;
   most.far_bytes = scratch.far_bytes;
   return most;
@@ -165,8 +167,9 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
   i64 slots = 0, ring = 0;
   if (arch->fewest_slots) {
     auto slot_bytes = [&] { return slot_bytes_of(slot_chunks) + kBarrierBytes; };
-    while (slot_chunks > fewest_chunks && (room - kRingAlignment - kStopBytes) / slot_bytes() < arch->fewest_slots) --slot_chunks;
-    slots = (room - kRingAlignment - kStopBytes) / slot_bytes() / 2 * 2;  // two warps fill it in turn
+    const i64 for_slots = room - kRingAlignment - kStopBytes;
+    while (slot_chunks > fewest_chunks && for_slots / slot_bytes() < arch->fewest_slots) --slot_chunks;
+    slots = for_slots / slot_bytes() / 2 * 2;  // two warps fill it in turn
     ring = (slots * slot_bytes() + kStopBytes + kRingAlignment - 1) / kRingAlignment * kRingAlignment;
     if (slots < arch->fewest_slots)
       refuse("the model needs " + std::to_string(sizes.near_bytes) + " bytes of shared memory per block, which leaves too little of " +

@@ -76,7 +76,7 @@ struct BlockState {
   }
 
   // Of this device. From the header, which is a constant where the program is compiled for one model.
-  MONO_DEVICE i32 lanes() const { return header.num_lanes > 1 ? header.num_lanes / header.num_devices : 1; }
+  MONO_DEVICE i32 lanes() const { return lanes_of_device(header); }
   MONO_DEVICE i32 kv_heads() const { return header.num_lanes > 1 ? header.max_kv_heads : device.kv_heads.count; }
   MONO_DEVICE i32 heads_per_lane() const { return kv_heads() / lanes(); }
   MONO_DEVICE i32 row_capacity() const {

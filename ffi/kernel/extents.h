@@ -13,6 +13,12 @@ struct Extents {
   i64 hidden_rows;    // own ones
 };
 
+// Of a device. h: a Header, or the constants that a program was compiled with.
+template <class H>
+constexpr i32 lanes_of_device(const H& h) {
+  return h.num_lanes > 1 ? h.num_lanes / h.num_devices : 1;
+}
+
 // Lanes whose activations a block's tiles of a column parallel stage read.
 constexpr Span touched_lanes(const Stage& stage, const Span& tiles) {
   if (tiles.count == 0) return {0, 0};
@@ -20,8 +26,8 @@ constexpr Span touched_lanes(const Stage& stage, const Span& tiles) {
   return {first, (tiles.first + tiles.count - 1) / stage.tiles_per_lane - first + 1};
 }
 
+constexpr i64 larger(i64 a, i64 b) { return a > b ? a : b; }
 constexpr Extents larger(const Extents& a, const Extents& b) {
-  auto larger = [](i64 x, i64 y) { return x > y ? x : y; };
   return {larger(a.touched_lanes, b.touched_lanes), larger(a.inputs, b.inputs), larger(a.tiles, b.tiles),
           larger(a.hidden_rows, b.hidden_rows)};
 }
@@ -36,7 +42,7 @@ inline Extents block_extents(const Plan& plan, i32 device, i32 block) {
     const i64 lanes = touched_lanes(d.stages[stage], b.shares[stage]).count;
     most = larger(most, {lanes, lanes * h.hidden_width, b.shares[stage].count, 0});
   }
-  for (const i32 stage : row_parallel) most = larger(most, {0, i64(d.lanes.count) * d.stages[stage].width, 0, 0});
+  for (const i32 stage : row_parallel) most = larger(most, {0, i64(lanes_of_device(h)) * d.stages[stage].width, 0, 0});
   return most;
 }
 

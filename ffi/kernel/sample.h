@@ -169,8 +169,8 @@ MONO_DEVICE void publish_summary(BlockState<T>& s, i32 position, bool sampling, 
   MONO_ROLLED
   for (i32 peer = 0; peer < s.header.num_devices; ++peer) {
     arch::Word* to = s.turn_words(peer, s.scratch.channels[peer].logits, all);
-    const i64 own_run = (i64(s.device_index) * s.header.num_blocks + s.block_index) * run;
-    publish_run(s.header, Blocks::kOfAll, to + own_run, run, logits_tag, rows, [&](i32 i) { return s.scratch.rows[i]; });
+    const i64 logits_at = (i64(s.device_index) * s.header.num_blocks + s.block_index) * run;
+    publish_run(s.header, Blocks::kOfAll, to + logits_at, run, logits_tag, rows, [&](i32 i) { return s.scratch.rows[i]; });
   }
 }
 

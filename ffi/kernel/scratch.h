@@ -24,8 +24,6 @@ class Carver {
   char* base_;
 };
 
-MONO_DEVICE i64 larger(i64 a, i64 b) { return a > b ? a : b; }
-
 // What every target needs. Workspace is the family's own part (serial/workspace.h, simt/workspace.h).
 template <class T, class Workspace>
 struct Scratch {
@@ -51,10 +49,10 @@ struct Scratch {
 
   i64 near_bytes, far_bytes;
 
-  // h: a Header, or the constants that a program was compiled with.
+  // h: as for lanes_of_device().
   template <class H>
   MONO_DEVICE Scratch(const H& h, const Extents& extents, bool first_block, void* near, void* far) {
-    const i64 lanes = h.num_lanes > 1 ? h.num_lanes / h.num_devices : 1, own_rows = extents.hidden_rows;
+    const i64 lanes = lanes_of_device(h), own_rows = extents.hidden_rows;
     Carver carve_near(near), carve_far(far);
     carve_near(device, 1);
     carve_near(share, 1);

@@ -50,8 +50,8 @@ _PARTS = (  # the first that fits the lines on an instruction's way
     ("receive summary", r"sample_stage\(.*return read_summaries\("),
 )
 _NOT_TAKEN = re.compile(  # in layers after the first, with delayed sums, and by a greedy choice
-    r"norm_embedding\(|if \(pushed\) push|total_sums\(s, layer, module|philox\(|gumbel\(|token == target"
-    r"|/ r\.(repetition_penalty|temperature)|logits_(run|tag)|channels\[peer\]\.logits"
+    r"norm_embedding\(|if \(pushed\) push|take_sums\(s, layer, module|philox\(|gumbel\(|token == target"
+    r"|/ r\.(repetition_penalty|temperature)|logits_(run|tag|at)|channels\[peer\]\.logits"
 )
 _ROUNDS = "take<kAhead>("
 _LATE = re.compile(r"join_parts\(.*(swapped|exp_below|of_lane|from_float|joined|highest|factor|unpack\(words)")

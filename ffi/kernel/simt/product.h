@@ -8,7 +8,7 @@ namespace mono::MONO_VARIANT {
 MONO_DEVICE bool row_parallel(i32 stage) { return stage == kO || stage == kDown; }
 
 // Lanes of a device: so many parts a tile of a row parallel stage has.
-constexpr i32 kOwnLanes = Shape::num_lanes > 1 ? Shape::num_lanes / Shape::num_devices : 1;
+constexpr i32 kOwnLanes = lanes_of_device(Shape{});
 
 template <class T>
 MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& share) {
