@@ -1,6 +1,7 @@
 #include "host/gpu_shape.h"
 
 #include <algorithm>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -84,6 +85,32 @@ i64 longest_piece(const Plan& plan, i32 slot_chunks) {
     for (const Stage& stage : plan.devices[device].stages)
       longest = std::max(longest, i64(piece_words(stage_piece(plan, stage, slot_chunks), plan.header->compressed)));
   return longest;
+}
+
+// What the program knows of pieces: per stage, and of all.
+std::string piece_constants(const Plan& plan, i32 slot_chunks) {
+  std::ostringstream stages, out;
+  std::set<i32> all;
+  for (i32 index = 0; index < kStages; ++index) {
+    std::set<i32> lengths;
+    i64 fewest = INT32_MAX;
+    for (i32 device = 0; device < plan.header->num_devices; ++device) {
+      const Stage& stage = plan.devices[device].stages[index];
+      const i32 chunks = stage_piece(plan, stage, slot_chunks);
+      lengths.insert(chunks);
+      const i64 per_tile = chunks ? stage.tile_words / piece_words(chunks, plan.header->compressed) : 0;
+      for (i32 block = 0; block < plan.header->num_blocks; ++block)
+        fewest = std::min(fewest, plan.block(device, block).shares[index].count * per_tile);
+    }
+    stages << (index ? ", {" : "{") << (lengths.size() == 1 ? *lengths.begin() : 0) << ", " << fewest << "}";
+    all.merge(lengths);
+  }
+  all.erase(0);
+  out << "constexpr StagePieces kStagePieces[kStages] = {" << stages.str() << "};\n"
+      << "constexpr PieceLengths kPieceLengths = {" << all.size() << ", {";
+  for (const i32 chunks : all) out << chunks << ", ";
+  out << "}};\n";
+  return out.str();
 }
 
 // Regions of memory that a block's tapes touch, for each of which it keeps a byte.
@@ -186,12 +213,13 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
            std::to_string(longest_piece(plan, slot_chunks)) + " weights must reach no farther than the next region");
 
   std::ostringstream out;
-  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/extents.h\"\n\nnamespace mono {\n\n"
+  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/extents.h\"\n#include \"kernel/simt/tuning.h\"\n\nnamespace mono {\n\n"
       << shape_struct(h)
       << "constexpr i32 kStageThreads = " << arch->stage_threads << ";\n"
       << "constexpr Extents kExtents = {" << sizes.extents.touched_lanes << ", " << sizes.extents.inputs << ", "
       << sizes.extents.tiles << ", " << sizes.extents.hidden_rows << "};\n"
       << "constexpr i32 kSlotChunks = " << slot_chunks << ";\n"
+      << piece_constants(plan, slot_chunks)
       << "constexpr u32 kSlots = " << slots << ", kSlotBytes = " << slot_bytes_of(slot_chunks)
       << ", kCopiesInFlight = " << arch->copies_in_flight << ";\n"
       << "constexpr i64 kFarBytes = " << sizes.far_bytes << ";\n"

@@ -203,14 +203,15 @@ struct Parts {
 // Joins the splits' partial softmaxes of all heads into the O product's input, then multiplies.
 template <class T>
 MONO_DEVICE void o_stage(BlockState<T>& s, i32 layer, i32 position) {
-  const Visible visible(s.header, arch::agreed(s.scratch.layers[layer].window), position);
-  join_parts(s, layer, Parts(s, layer, visible));
-  const i32 width = s.device.stages[kO].width, rows = s.heads_per_lane() * s.header.queries_per_kv * s.header.head_dim;
-  MONO_ROLLED
-  for (i32 lane = 0; lane < s.lanes(); ++lane) pad_activations(s.scratch.activations + i64(lane) * width, rows, width);
-  arch::sync();
-  s.note(kOInput, layer);
-  row_product(s, kO, layer, kAttention);
+  row_product<kO>(s, layer, kAttention, [&] {
+    const Visible visible(s.header, arch::agreed(s.scratch.layers[layer].window), position);
+    join_parts(s, layer, Parts(s, layer, visible));
+    const i32 width = s.device.stages[kO].width, rows = s.heads_per_lane() * s.header.queries_per_kv * s.header.head_dim;
+    MONO_ROLLED
+    for (i32 lane = 0; lane < s.lanes(); ++lane) pad_activations(s.scratch.activations + i64(lane) * width, rows, width);
+    arch::sync();
+    s.note(kOInput, layer);
+  });
   s.note(kOProduct, layer);
 }
 

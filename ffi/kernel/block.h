@@ -4,7 +4,7 @@
 // deals out the items, arch::sync() stands between writing near memory and reading what other threads wrote. With one
 // thread both are nothing. The family (serial or simt) supplies the loops that are worth writing twice:
 //
-//   product(s, stage, layer, out, part_stride)            a block's tiles of one stage
+//   product<stage>(s, layer, out, part_stride, receive)   a block's tiles of one stage, with what receive() waits for
 //   norm_words / norm_embedding(s, ...)                   RMSNorm of a vector as it arrives
 //   lane_inverses(s, ...)                                 1 / RMS of whole lanes
 //   input_lanes(s, stage)                                 lanes that a block's tiles of a column parallel stage read

@@ -58,17 +58,18 @@ MONO_DEVICE void sum_lanes(BlockState<T>& s, bool normalise) {
 // Leaves the logits of the block's own vocabulary rows in scratch.rows.
 template <class T>
 MONO_DEVICE void head_stage(BlockState<T>& s) {
-  const i64 norm = s.device.constants.final_norm;
-  if (s.header.head_kind == kMeanOfNorms || s.header.head_kind == kNormOfSum) {
-    const bool normalised = s.header.head_kind == kMeanOfNorms;
-    sum_lanes(s, normalised);
-    const arch::Word* sums = s.own_copy(s.exchange(s.device_index) + s.device.channels.final_sum);
-    norm_words(s, sums, 1, kFinalSum, 0, normalised ? nullptr : s.constants(norm));
-  } else {  // dense: one lane; per_lane: each lane has its own rows
-    norm_input(s, kHead, norm, Input{-1, s.header.num_layers - 1, kMlp});
-  }
-  s.note(kHeadInput);
-  column_product(s, kHead, 0);
+  column_product<kHead>(s, 0, [&] {
+    const i64 norm = s.device.constants.final_norm;
+    if (s.header.head_kind == kMeanOfNorms || s.header.head_kind == kNormOfSum) {
+      const bool normalised = s.header.head_kind == kMeanOfNorms;
+      sum_lanes(s, normalised);
+      const arch::Word* sums = s.own_copy(s.exchange(s.device_index) + s.device.channels.final_sum);
+      norm_words(s, sums, 1, kFinalSum, 0, normalised ? nullptr : s.constants(norm));
+    } else {  // dense: one lane; per_lane: each lane has its own rows
+      norm_input(s, kHead, norm, Input{-1, s.header.num_layers - 1, kMlp});
+    }
+    s.note(kHeadInput);
+  });
   s.note(kHeadProduct);
 }
 

@@ -29,25 +29,31 @@ MONO_DEVICE void norm_input(BlockState<T>& s, StageIndex stage, i64 scale_offset
   }
 }
 
-// Multiplies a block's tiles of a column parallel stage with the activations; leaves the results in scratch.rows.
-template <class T>
-MONO_DEVICE void column_product(BlockState<T>& s, StageIndex stage, i32 layer) {
-  product(s, stage, layer, s.scratch.rows, 0);
+// The family's; see block.h.
+template <StageIndex kStage, class T, class Receive>
+MONO_DEVICE void product(BlockState<T>& s, i32 layer, float* out, i32 part_stride, Receive receive);
+
+// Multiplies a block's tiles of a column parallel stage with what receive() makes the activations; leaves the results in
+// scratch.rows.
+template <StageIndex kStage, class T, class Receive>
+MONO_DEVICE void column_product(BlockState<T>& s, i32 layer, Receive receive) {
+  product<kStage>(s, layer, s.scratch.rows, 0, receive);
 }
 
-// Multiplies a block's tiles of a row parallel stage: per own hidden row one value per lane, into history(layer, module).
-template <class T>
-MONO_DEVICE void row_product(BlockState<T>& s, StageIndex stage, i32 layer, i32 module) {
-  product(s, stage, layer, s.history(layer, module, 0), s.row_capacity());
+// The same of a row parallel stage: per own hidden row one value per lane, into history(layer, module).
+template <StageIndex kStage, class T, class Receive>
+MONO_DEVICE void row_product(BlockState<T>& s, i32 layer, i32 module, Receive receive) {
+  product<kStage>(s, layer, s.history(layer, module, 0), s.row_capacity(), receive);
 }
 
 template <class T>
 MONO_DEVICE void qkv_stage(BlockState<T>& s, i32 layer, const Input& input) {
   const Stage& stage = s.device.stages[kQkv];
   const Span& run = s.share.shares[kQkv];
-  norm_input(s, kQkv, s.device.constants.attention_norm + i64(layer) * s.header.hidden_size, input);
-  s.note(kQkvInput, layer);
-  column_product(s, kQkv, layer);
+  column_product<kQkv>(s, layer, [&] {
+    norm_input(s, kQkv, s.device.constants.attention_norm + i64(layer) * s.header.hidden_size, input);
+    s.note(kQkvInput, layer);
+  });
   const i64 bias_stride = (s.device.constants.q_norm - s.device.constants.qkv_bias) / s.header.num_layers;
   const float* bias = s.constants(s.device.constants.qkv_bias + bias_stride * layer);
   arch::Word* to = s.own_words(s.device.channels.qkv, layer) + i64(run.first) * kTileWords;
@@ -96,9 +102,10 @@ template <class T>
 MONO_DEVICE void up_stage(BlockState<T>& s, i32 layer) {
   constexpr i32 half = arch::kTileRows / 2;  // a tile is half gate rows, half up rows of the same neurons
   const i32 neurons = s.share.shares[kUp].count * half;
-  norm_input(s, kUp, s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size, Input{-1, layer, kAttention});
-  s.note(kUpInput, layer);
-  column_product(s, kUp, layer);
+  column_product<kUp>(s, layer, [&] {
+    norm_input(s, kUp, s.device.constants.ffn_norm + i64(layer) * s.header.hidden_size, Input{-1, layer, kAttention});
+    s.note(kUpInput, layer);
+  });
   arch::Word* to = s.own_words(s.device.channels.activation, layer) + i64(s.block_index) * s.header.activation_run;
   const u32 tag = s.link.out_tag(kActivations, layer);
   auto gate_of = [&](i32 i) { return s.scratch.rows + i / half * arch::kTileRows + i % half; };
@@ -154,9 +161,10 @@ MONO_DEVICE void read_activations(BlockState<T>& s, i32 layer) {
 
 template <class T>
 MONO_DEVICE void down_stage(BlockState<T>& s, i32 layer) {
-  read_activations(s, layer);
-  s.note(kDownInput, layer);
-  row_product(s, kDown, layer, kMlp);
+  row_product<kDown>(s, layer, kMlp, [&] {
+    read_activations(s, layer);
+    s.note(kDownInput, layer);
+  });
   s.note(kDownProduct, layer);
 }
 

@@ -33,13 +33,13 @@ MONO_DEVICE void forward(BlockState<T>& s, i32 token, i32 position) {
       } else {
         up_stage(s, layer);
       }
-      past_sums(s, layer, module);
-      if (module == kAttention) {
+      past_sums(s, layer, arch::anew(module));
+      if (arch::anew(module) == kAttention) {
         o_stage(s, layer, position);
       } else {
         down_stage(s, layer);
       }
-      mix_stage(s, layer, module);
+      mix_stage(s, layer, arch::anew(module));
     }
   }
 }

@@ -30,7 +30,7 @@ _THREADS, _LANES, _BATCH = 512, 64, 8
 
 _LAYER = re.compile(r"(qkv|attention|o|up|down|mix)_stage\(|past_sums\(")
 _PARTS = (  # the first that fits the lines on an instruction's way
-    ("product", r"(row|column)_product\(s,"),
+    ("product", r"product<kStage>\(s,(?!.*receive\(\);)"),
     ("receive residual_mlp", r"qkv_stage\(.*norm_input\("),
     ("publish qkv", r"qkv_stage\("),
     ("publish attention", r"attention_stage\(.*(attend\(s,|publish\(h,|attention_payload\()"),

@@ -129,17 +129,17 @@ RESIDENT = Program(
 # The same on the way of a wave of gfx942, laneformer-2b's plan of 8 devices of 304 blocks, as printed by
 # `python -m jax_mono.gfx942.handoff_code`; at position 48, where four splits are joined.
 _GFX942_WORK = {
-    "residual_attention": Work(2, code=456, early=360),
-    "residual_mlp": Work(2, code=457, early=363),
-    "qkv": Work(2, code=92, early=400),
-    "attention": Work(1, code=103, early=548, each=14),
-    "activation": Work(1, code=216, early=102),
-    "inbox_attention": Work(0, code=169, early=280),
-    "inbox_mlp": Work(0, code=169, early=280),
+    "residual_attention": Work(2, code=442, early=357),
+    "residual_mlp": Work(2, code=443, early=359),
+    "qkv": Work(2, code=91, early=401),
+    "attention": Work(1, code=105, early=431, each=14),
+    "activation": Work(1, code=216, early=97),
+    "inbox_attention": Work(0, code=170, early=283),
+    "inbox_mlp": Work(0, code=170, early=283),
     # Before it, lane_inverses receives a residual_mlp, with which it does less than others.
-    "final_inbox": Work(1, code=233, early=632 + 118 - 457),
-    "final_sum": Work(2, code=300, early=125),
-    "summary": Work(4, code=1223, early=207),
+    "final_inbox": Work(1, code=233, early=632 + 113 - 443),
+    "final_sum": Work(2, code=286, early=125),
+    "summary": Work(4, code=1228, early=207),
 }
 
 GFX942 = dataclasses.replace(
@@ -149,13 +149,13 @@ GFX942 = dataclasses.replace(
     work=MappingProxyType({**_WORK, **_GFX942_WORK}),
     code=MappingProxyType(
         {
-            "qkv": 110,
-            "attention": 705,
-            "residual_attention": 136,
-            "activation": 259,
-            "residual_mlp": 136,
-            "final_sum": 101,
-            "summary": 1317,
+            "qkv": 108,
+            "attention": 684,
+            "residual_attention": 135,
+            "activation": 252,
+            "residual_mlp": 135,
+            "final_sum": 100,
+            "summary": 1316,
             "inbox_attention": 46,
             "inbox_mlp": 46,
         }

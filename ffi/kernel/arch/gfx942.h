@@ -64,6 +64,7 @@ MONO_DEVICE U agreed(const U& value) {
   for (u32& part : parts.values) part = uniform(part);
   return __builtin_bit_cast(U, parts);
 }
+MONO_DEVICE i32 anew(i32 x) { return x; }  // see sm_90a.h
 // A number in a scalar register that seems new at every use, like thread(): of scalar registers there are even fewer.
 class Known {
  public:
@@ -137,6 +138,7 @@ MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
 
 constexpr int kLooksAtAll = 0;  // fewer polls; not tried
 constexpr int kWordsInFlight = 4;    // loads of one thread before it looks at the first
+constexpr bool kTakesPieces = false;
 constexpr int kRoundsAhead = 2;      // of keys and values in attention, before the first is needed
 
 // The 16 aligned bytes of a lane are one element of one instruction: the memory pipeline gathers lanes into cache lines, and

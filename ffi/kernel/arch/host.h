@@ -40,6 +40,7 @@ template <class U>
 MONO_DEVICE const U& agreed(const U& value) {
   return value;
 }
+MONO_DEVICE i32 anew(i32 x) { return x; }  // see sm_90a.h
 using Known = i32;  // a number that all of them have
 template <class U, class Op>
 MONO_DEVICE U all_reduce(U value, Op) {

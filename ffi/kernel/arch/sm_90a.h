@@ -41,6 +41,11 @@ template <class U>
 MONO_DEVICE const U& agreed(const U& value) {
   return value;
 }
+// The same number, of which the compiler forgets what it knows: to find that out anew takes less than to keep it in memory.
+MONO_DEVICE i32 anew(i32 x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 using Known = i32;  // a number that all of them have
 MONO_DEVICE u32* reduce_buffer() {
   __shared__ u32 buffer[kStageThreads / kWarp * kReduceWords];
@@ -60,10 +65,12 @@ namespace mono::MONO_VARIANT::arch {
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
 constexpr int kLooksAtAll = 64;    // before a thread polls one word alone: as long as the longest of usual waits
+constexpr bool kTakesPieces = true;  // off the ring, before their activations are there
 constexpr int kRoundsAhead = 2;   // of keys and values in attention, before the first is needed
 
-// PTX 8.3: a 128-bit access is single-copy atomic. Its scope is this GPU where only blocks of one device of the plan meet: accesses
-// of system scope take longer.
+// PTX 8.3: a 128-bit access is single-copy atomic. But the assembler loads no more of a word than somebody looks at, in two pieces if it
+// must, so all of a payload has to be used (tests/gpu_host/test_listing.py). The scope is this GPU where only blocks of one device of
+// the plan meet: accesses of system scope take longer.
 MONO_DEVICE constexpr bool on_one_gpu(Blocks blocks) { return Shape::num_devices == 1 || blocks == Blocks::kOfDevice; }
 MONO_DEVICE Word load_word(const Word* at, Blocks writers) {
   u64 low, high;
@@ -150,8 +157,8 @@ namespace mono::MONO_VARIANT::arch {
 // Registers move from the pump's warps to those of the stages, four warps at a time. A block cannot have more than it started
 // with: 384 threads of 168. The pump must not spill: its threads go round once per piece.
 constexpr int kPumpThreads = 128;
-MONO_DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 64;"); }
-MONO_DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 216;"); }
+MONO_DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 32;"); }
+MONO_DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 
 // ---- the ring of the tape ----------------------------------------------------------------------------------------
 
@@ -173,6 +180,14 @@ MONO_DEVICE void init_barrier(u64* barrier) {
 }
 MONO_DEVICE void arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// The same when `value` is known, whatever it is.
+MONO_DEVICE void arrive_after(u64* barrier, u32 value) {
+  asm volatile(
+      "{\n .reg .b32 one;\n or.b32 one, %1, 1;\n min.u32 one, one, 1;\n mbarrier.arrive.shared::cta.b64 _, [%0], one;\n}" ::"r"(
+          shared_address(barrier)),
+      "r"(value)
+      : "memory");
 }
 // Waits a while for the phase of that parity to end; returns whether it has.
 MONO_DEVICE bool try_wait(u32 barrier, u32 parity) {
@@ -210,14 +225,22 @@ class Pump {
   template <class T>
   MONO_DEVICE float dot(i32 i, const T* x, i32 chunks) {
     const u32 slot = await(i);
-    const unsigned char* piece = ring().slots[slot];
-    const float y = Shape::compressed ? compressed_product(piece, x, chunks) : plain_product(piece, x, chunks);
-    release(slot);
+    const float y = product_of(ring().slots[slot], x, chunks);
+    release(slot, float_bits(y));
     return y;
   }
 
+  // Takes the i-th piece from now off the ring, to be multiplied later.
+  template <int kChunks>
+  MONO_DEVICE Piece<kChunks> take(i32 i) const {
+    const u32 slot = await(i);
+    const Piece<kChunks> piece(ring().slots[slot]);
+    release(slot, piece.mixed());
+    return piece;
+  }
+
   // Takes the i-th piece from now and does nothing with it.
-  MONO_DEVICE void drop(i32 i) { release(await(i)); }
+  MONO_DEVICE void drop(i32 i) { release(await(i), 0); }
 
  private:
   MONO_DEVICE u32 await(i32 i) const {
@@ -226,9 +249,11 @@ class Pump {
     }
     return slot;
   }
-  MONO_DEVICE void release(u32 slot) const {
+  // `loaded` depends on all that was loaded from the slot. A barrier that merely follows a load in the program overtakes it, and on an
+  // H200 the load then found the slot's next piece.
+  MONO_DEVICE void release(u32 slot, u32 loaded) const {
     __syncwarp();
-    if (lane() == 0) arrive(&ring().empty[slot]);
+    if (lane() == 0) arrive_after(&ring().empty[slot], loaded);
   }
 
   u32 next_ = 0;

@@ -31,28 +31,19 @@ MONO_DEVICE const uint2* lane_activations(const T* x) {
   return reinterpret_cast<const uint2*>(x) + (lane() % 4) * 2 + (lane() / 4 & 1);
 }
 
-// Products of a piece: lanes 4 r to 4 r + 3 get row r.
+// Products of a piece: 8 rows of kChunks chunks. Lanes 4 r to 4 r + 3 get that of row r.
 //
-// A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t reads the eight weights of row r from column 8 t on, and the
-// tensor core takes those four pairs, as they lie in registers, as row r, twice, and row r + 8, twice, of a 16 x 16 fragment.
-// So even columns of the other operand are the activations of the first two pairs, odd ones those of the others: the product
-// is the sum of two results.
-template <class T>
-MONO_DEVICE float plain_product(const unsigned char* piece, const T* x, i32 chunks) {
-  const uint4* w = reinterpret_cast<const uint4*>(piece) + lane();
+// A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t has the eight weights of row r from column 8 t on, and the tensor core
+// takes those four pairs, as they lie in registers, as row r, twice, and row r + 8, twice, of a 16 x 16 fragment. So even columns of
+// the other operand are the activations of the first two pairs, odd ones those of the others: the product is the sum of two results.
+//
+// The lane's weights are where they are asked for: in memory, loaded one chunk or group after the other, or in registers.
+template <int kChunks, class Chunk, class T>
+MONO_DEVICE float plain_product(Chunk chunk, const T* x) {
   const uint2* v = lane_activations(x);
   Sums sums;
-  if (chunks == kSlotChunks) {
 #pragma unroll
-    for (int c = 0; c < kSlotChunks; ++c) multiply(sums.of[c % kSums], w[c * 32], v[c * 8], T{});
-  } else {
-    MONO_ROLLED
-    for (i32 c = 0; c < chunks; c += kSums) {
-#pragma unroll
-      for (int k = 0; k < kSums; ++k)
-        if (c + k < chunks) multiply(sums.of[k], w[(c + k) * 32], v[(c + k) * 8], T{});
-    }
-  }
+  for (int c = 0; c < kChunks; ++c) multiply(sums.of[c % kSums], chunk(c), v[c * 8], T{});
   return sums.total();
 }
 
@@ -72,37 +63,105 @@ MONO_DEVICE float with_exceptions(Entry own, const T* x, float y) {
   return y;
 }
 
-// The same of a compressed piece. A lane has four words, one of each chunk of a group, in each of the group's planes.
-template <class T>
-MONO_DEVICE float compressed_product(const unsigned char* piece, const T* x, i32 chunks) {
-  const u32* head = reinterpret_cast<const u32*>(piece);
-  const uint4* w = reinterpret_cast<const uint4*>(piece + kHeadBytes) + lane();
+// A lane's words of a group of chunks, of each plane one of each chunk; and its word of the piece's head.
+struct Group {
+  uint4 first, second, third;
+};
+MONO_DEVICE Group group_at(const unsigned char* piece, int g) {
+  const uint4* planes = reinterpret_cast<const uint4*>(piece + kHeadBytes + g * kGroupBytes) + lane();
+  return {planes[0], planes[32], planes[64]};
+}
+MONO_DEVICE u32 head_at(const unsigned char* piece) { return reinterpret_cast<const u32*>(piece)[lane() % (kHeadBytes / 4)]; }
+
+template <int kChunks, class Groups, class T>
+MONO_DEVICE float compressed_product(u32 head, Groups groups, const T* x) {
   const uint2* v = lane_activations(x);
-  Sums sums;
-  const u32 own = head[lane() % (kHeadBytes / 4)];
   const i32 row = lane() / kLanesPerRow;
-  const float scale = row_scale(__shfl_sync(0xffffffffu, own, kEntries + row / 4), row);
+  const float scale = row_scale(__shfl_sync(0xffffffffu, head, kEntries + row / 4), row);
+  Sums sums;
   static_assert(kSums == kGroupChunks);
-  auto group = [&](i32 g) {
-    const uint4 *planes = w + g * (kGroupBytes / 16), first = planes[0], second = planes[32], third = planes[64];
+#pragma unroll
+  for (int g = 0; g < kChunks / kGroupChunks; ++g) {
+    const Group group = groups(g);
     const uint2* at = v + g * (kGroupChunks * 8);
     auto chunk = [&](int k, u32 a, u32 b, u32 c) {
       const Codes codes(a, b, c);
       multiply(sums.of[k], {codes.pairs[0], codes.pairs[1], codes.pairs[2], codes.pairs[3]}, at[k * 8], T{});
     };
-    chunk(0, first.x, second.x, third.x);
-    chunk(1, first.y, second.y, third.y);
-    chunk(2, first.z, second.z, third.z);
-    chunk(3, first.w, second.w, third.w);
-  };
-  if (chunks == kSlotChunks) {
-#pragma unroll
-    for (int g = 0; g < kSlotChunks / kGroupChunks; ++g) group(g);
-  } else {
-    MONO_ROLLED
-    for (i32 g = 0; g < chunks / kGroupChunks; ++g) group(g);
+    chunk(0, group.first.x, group.second.x, group.third.x);
+    chunk(1, group.first.y, group.second.y, group.third.y);
+    chunk(2, group.first.z, group.second.z, group.third.z);
+    chunk(3, group.first.w, group.second.w, group.third.w);
   }
-  return with_exceptions(Entry{lane() < kEntries ? own : 0}, x, sums.total() * scale);
+  return with_exceptions(Entry{lane() < kEntries ? head : 0}, x, sums.total() * scale);
 }
+
+// Of a piece in memory, of one of the lengths that the tapes' pieces have.
+template <int kLength = 0, class T>
+MONO_DEVICE float product_of(const unsigned char* piece, const T* x, i32 chunks) {
+  constexpr int kChunks = kPieceLengths.of[kLength];
+  if constexpr (kLength + 1 < kPieceLengths.count) {
+    if (chunks != kChunks) return product_of<kLength + 1>(piece, x, chunks);
+  }
+  if constexpr (Shape::compressed) {
+    return compressed_product<kChunks>(head_at(piece), [&](int g) { return group_at(piece, g); }, x);
+  } else {
+    return plain_product<kChunks>([&](int c) { return reinterpret_cast<const uint4*>(piece)[c * 32 + lane()]; }, x);
+  }
+}
+
+// A piece in a warp's registers.
+template <bool kCompressed, int kChunks>
+class HeldPiece;
+
+template <int kChunks>
+class HeldPiece<false, kChunks> {
+ public:
+  MONO_DEVICE explicit HeldPiece(const unsigned char* piece) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) chunks_[c] = reinterpret_cast<const uint4*>(piece)[c * 32 + lane()];
+  }
+  // Something that is not known before all of it is loaded.
+  MONO_DEVICE u32 mixed() const {
+    u32 all = 0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) all ^= chunks_[c].x;
+    return all;
+  }
+  template <class T>
+  MONO_DEVICE float product(const T* x) const {
+    return plain_product<kChunks>([&](int c) { return chunks_[c]; }, x);
+  }
+
+ private:
+  uint4 chunks_[kChunks];
+};
+
+template <int kChunks>
+class HeldPiece<true, kChunks> {
+ public:
+  MONO_DEVICE explicit HeldPiece(const unsigned char* piece) : head_(head_at(piece)) {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) groups_[g] = group_at(piece, g);
+  }
+  MONO_DEVICE u32 mixed() const {
+    u32 all = head_;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) all ^= groups_[g].first.x ^ groups_[g].second.x ^ groups_[g].third.x;
+    return all;
+  }
+  template <class T>
+  MONO_DEVICE float product(const T* x) const {
+    return compressed_product<kChunks>(head_, [&](int g) { return groups_[g]; }, x);
+  }
+
+ private:
+  static constexpr int kGroups = kChunks / kGroupChunks;
+  Group groups_[kGroups];
+  u32 head_;
+};
+
+template <int kChunks>
+using Piece = HeldPiece<Shape::compressed != 0, kChunks>;
 
 }  // namespace mono::MONO_VARIANT::arch

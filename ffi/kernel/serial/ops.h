@@ -58,19 +58,20 @@ struct Product {
   }
 };
 
-// Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one
-// part: out[part * part_stride + row].
-template <class T>
-void product(BlockState<T>& s, StageIndex index, i32 layer, float* out, i32 part_stride) {
-  const Stage& stage = s.device.stages[index];
-  const Span& run = s.share.shares[index];
+// Multiplies a block's tiles of a stage with the activations, which receive() waits for and writes. A tile has one part per lane in a
+// row parallel stage, else one part: out[part * part_stride + row].
+template <StageIndex kStage, class T, class Receive>
+MONO_DEVICE void product(BlockState<T>& s, i32 layer, float* out, i32 part_stride, Receive receive) {
+  receive();
+  const Stage& stage = s.device.stages[kStage];
+  const Span& run = s.share.shares[kStage];
   const i32 parts = part_stride ? stage.lanes : 1;
   const i32 chunks = stage.width / arch::kTileCols;
   const i32 piece = s.header.compressed ? piece_chunks(chunks, kLongestPiece, true) : 0;
-  const Product<T> product{s.tape(index, layer), s.scratch.activations, out,    stage.tile_words / parts,
+  const Product<T> product{s.tape(kStage, layer), s.scratch.activations, out,    stage.tile_words / parts,
                            parts,                part_stride,           i32(stage.width), chunks,
                            piece,                run.first,             stage.tiles_per_lane};
-  aim_pump(s, index, layer);
+  aim_pump(s, kStage, layer);
   if (piece) {
     const i32 lanes = part_stride ? parts : touched_lanes(stage, run).count;
     arrange(s.scratch.activations, i64(lanes) * stage.width);

@@ -14,12 +14,14 @@ MONO_DEVICE float own_sum(const BlockState<T>& s, i32 layer, i32 module, i32 row
   return tree_sum(parts, s.lanes());
 }
 
-// Pushes the sums of own rows to the block of the same number on every other device.
+// Pushes the sums of own rows to the block of the same number on every other device. The last threads do it, while the first mix
+// rows.
 template <class T>
 MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
   const u32 tag = s.link.out_tag(inbox_channel(module), layer);
   const i32 run = (s.device_index * s.header.num_blocks + s.block_index) * s.header.hidden_run;
-  arch::for_each(s.header.hidden_run, [&](i32 w) {
+  MONO_ROLLED
+  for (i32 w = arch::kThreads - 1 - arch::thread(); w < s.header.hidden_run; w += arch::kThreads) {
     float payload[kFloatsPerWord];
     for (i32 k = 0; k < kFloatsPerWord; ++k) {
       const i32 row = w * kFloatsPerWord + k;
@@ -30,7 +32,7 @@ MONO_DEVICE void push_sums(const BlockState<T>& s, i32 layer, i32 module) {
     for (i32 peer = 0; peer < s.header.num_devices; ++peer)
       if (peer != s.device_index)
         arch::store_word(s.peer_words(peer, s.scratch.channels[peer].inbox[module], layer) + run + w, word);
-  });
+  }
 }
 
 // Sums over all lanes of all devices of a module's output of own rows, without each lane's own output if that is delayed, into

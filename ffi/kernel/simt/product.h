@@ -24,51 +24,81 @@ MONO_DEVICE void prepare(Workspace<T>& work, const Device& device, const Block& 
   });
 }
 
+// Where pieces of a stage's tiles find their activations, and where their products go.
+template <class T>
+struct PieceWork {
+  i32 chunks, pieces, per_piece, width, tiles_per_lane, first_tile, first_lane, part_stride;
+  const T* activations;
+  float *partial, *out;
+
+  MONO_DEVICE PieceWork(const Stage& stage, const TileWork& work, const Span& run, const T* x, float* sums, float* to, i32 stride)
+      : chunks(work.chunks),
+        pieces(work.pieces),
+        per_piece(work.per_piece),
+        width(stage.width),
+        tiles_per_lane(stage.tiles_per_lane),
+        first_tile(run.first),
+        first_lane(work.lanes.first),
+        part_stride(stride),
+        activations(x),
+        partial(sums),
+        out(to) {}
+  MONO_DEVICE bool by_lane() const { return part_stride != 0; }  // a tile has a part for every lane
+  MONO_DEVICE i32 per_tile() const { return by_lane() ? kOwnLanes * pieces : pieces; }
+  MONO_DEVICE bool whole() const { return pieces == 1; }  // there is nothing to add up
+  // Of the p-th piece, or of anything less than kMaxPieces: the part of the tiles at hand that it belongs to.
+  MONO_DEVICE i32 part_of(i32 p) const { return i32(u32(p * per_piece) / kOnePiece); }
+  // Of a row of a part of the tiles from `begin` on.
+  MONO_DEVICE float* place(i32 begin, i32 part, i32 r) const {
+    const i32 tile = by_lane() ? part / kOwnLanes : part;
+    return out + (part - tile * (by_lane() ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r;
+  }
+  // Of the p-th piece of the tiles from `begin` on. `lane`, of a tile that has one part, is counted on from piece to piece.
+  MONO_DEVICE const T* input(i32 begin, i32 p, i32& lane) const {
+    const i32 part = part_of(p), k = p - part * pieces;
+    MONO_ROLLED
+    while (!by_lane() && first_tile + begin + part >= (first_lane + lane + 1) * tiles_per_lane) ++lane;
+    return activations + (by_lane() ? part % kOwnLanes : lane) * width + k * chunks * arch::kTileCols;
+  }
+  MONO_DEVICE void store(i32 begin, i32 p, float y) const {
+    const i32 r = arch::lane() / arch::kLanesPerRow;
+    float* to = whole() ? place(begin, part_of(p), r) : partial + p * arch::kTileRows + r;
+    if (arch::lane() % arch::kLanesPerRow == 0) *to = y;
+  }
+};
+
 // Multiplies tiles of a stage, piece by piece, with the activations. Pieces are summed in order, so results do not depend on
-// who multiplied them. The pump knows where they lie: it walks the tape in the order of the stages. Returns it, advanced.
+// who multiplied them. The pump knows where they lie: it walks the tape in the order of the stages. `begun`: pieces whose products
+// are there already. Returns the pump, advanced.
 template <class T>
 MONO_OUTLINE arch::Pump multiply_tiles(const Stage& stage, const TileWork& work, Span run, const T* activations,
-                                       float* partial, float* out, i32 part_stride, arch::Pump pump) {
-  const i32 chunks = work.chunks, pieces = work.pieces, width = stage.width, tiles_per_lane = stage.tiles_per_lane;
-  const bool by_lane = part_stride != 0;  // a tile has a part for every lane
-  const i32 per_tile = by_lane ? kOwnLanes * pieces : pieces;
-  const bool whole = pieces == 1;  // there is nothing to add up
-  auto place = [&](i32 begin, i32 part, i32 r) {
-    const i32 tile = by_lane ? part / kOwnLanes : part;
-    return out + (part - tile * (by_lane ? kOwnLanes : 1)) * part_stride + (begin + tile) * arch::kTileRows + r;
-  };
-  i32 lane = 0;  // of a tile that has one part: counted on
+                                       float* partial, float* out, i32 part_stride, arch::Pump pump, i32 begun) {
+  const PieceWork<T> of(stage, work, run, activations, partial, out, part_stride);
+  const i32 per_tile = of.per_tile(), round = work.round;
+  i32 lane = 0;
   MONO_ROLLED
-  for (i32 begin = 0; begin < run.count; begin += work.round) {
-    const i32 tiles = run.count - begin < work.round ? run.count - begin : work.round;
+  for (i32 begin = 0; begin < run.count; begin += round, begun = 0) {
+    const i32 tiles = run.count - begin < round ? run.count - begin : round;
     MONO_ROLLED
-    for (i32 p = pump.first(); p < tiles * per_tile; p += arch::kWarps) {
-      const i32 part = i32(u32(p * work.per_piece) / kOnePiece), k = p - part * pieces;  // of all tiles' parts, and its piece
-      MONO_ROLLED
-      while (!by_lane && run.first + begin + part >= (work.lanes.first + lane + 1) * tiles_per_lane) ++lane;
-      const T* x = activations + (by_lane ? part % kOwnLanes : lane) * width + k * chunks * arch::kTileCols;
-      const float y = pump.dot(p, x, chunks);
-      const i32 r = arch::lane() / arch::kLanesPerRow;
-      float* to = whole ? place(begin, part, r) : partial + p * arch::kTileRows + r;
-      if (arch::lane() % arch::kLanesPerRow == 0) *to = y;
-    }
+    for (i32 p = begun + pump.first(); p < tiles * per_tile; p += arch::kWarps)
+      of.store(begin, p, pump.dot(p, of.input(begin, p, lane), of.chunks));
     pump.advance(tiles * per_tile);
     arch::sync();
-    if (whole) continue;
-    arch::for_each(tiles * (by_lane ? kOwnLanes : 1) * arch::kTileRows, [&](i32 i) {
+    if (of.whole()) continue;
+    arch::for_each(tiles * (of.by_lane() ? kOwnLanes : 1) * arch::kTileRows, [&](i32 i) {
       const i32 part = i / arch::kTileRows, r = i % arch::kTileRows;
-      const float* of = partial + part * pieces * arch::kTileRows + r;
+      const float* products = partial + part * of.pieces * arch::kTileRows + r;
       float sum = 0.0f;
       constexpr i32 kAtOnce = 6;
       MONO_ROLLED
-      for (i32 first = 0; first < pieces; first += kAtOnce) {
+      for (i32 first = 0; first < of.pieces; first += kAtOnce) {
         float some[kAtOnce];
         MONO_UNROLLED
-        for (i32 k = 0; k < kAtOnce; ++k) some[k] = first + k < pieces ? of[(first + k) * arch::kTileRows] : 0.0f;
+        for (i32 k = 0; k < kAtOnce; ++k) some[k] = first + k < of.pieces ? products[(first + k) * arch::kTileRows] : 0.0f;
         MONO_UNROLLED
         for (i32 k = 0; k < kAtOnce; ++k) sum += some[k];
       }
-      *place(begin, part, r) = sum;
+      *of.place(begin, part, r) = sum;
     });
     arch::sync();
   }
@@ -80,20 +110,41 @@ MONO_DEVICE Span input_lanes(const BlockState<T>& s, StageIndex stage) {
   return s.scratch.work.tiles[stage].lanes;
 }
 
-// Multiplies a block's tiles of a stage with the activations. A tile has one part per lane in a row parallel stage, else one
-// part: out[part * part_stride + row].
-template <class T>
-MONO_DEVICE void product(BlockState<T>& s, StageIndex index, i32, float* out, i32 part_stride) {
-  const TileWork& work = s.scratch.work.tiles[index];
-  if (work.chunks == 0) {  // a device without heads
-    const i32 rows = s.share.shares[index].count * arch::kTileRows;
-    for (i32 lane = 0; lane < s.lanes(); ++lane)
-      arch::for_each(rows, [&](i32 i) { out[lane * part_stride + i] = 0.0f; });
-    arch::sync();
-    return;
+// Whether every warp takes its first piece of a stage off the ring while the block waits for the activations, so that the ring can
+// go on filling: where that is what it is full for. Pieces of the other stages come no sooner than their activations.
+template <StageIndex kStage>
+constexpr bool takes_first() {
+  const StagePieces pieces = kStagePieces[kStage];
+  return arch::kTakesPieces && (kStage == kQkv || kStage == kO || kStage == kUp) && pieces.chunks > 0 && pieces.fewest >= arch::kWarps;
+}
+
+// Multiplies a block's tiles of a stage with the activations, which receive() waits for and writes; it ends with a barrier. A tile has
+// one part per lane in a row parallel stage, else one part: out[part * part_stride + row].
+template <StageIndex kStage, class T, class Receive>
+MONO_DEVICE void product(BlockState<T>& s, i32, float* out, i32 part_stride, Receive receive) {
+  const Stage& stage = s.device.stages[kStage];
+  const TileWork& work = s.scratch.work.tiles[kStage];
+  const Span& run = s.share.shares[kStage];
+  i32 begun = 0;
+  if constexpr (takes_first<kStage>()) {
+    const i32 p = s.link.pump.first();
+    const auto piece = s.link.pump.template take<kStagePieces[kStage].chunks>(p);
+    receive();
+    const PieceWork<T> of(stage, work, run, s.scratch.activations, s.scratch.work.partial, out, part_stride);
+    i32 lane = 0;
+    of.store(0, p, piece.product(of.input(0, p, lane)));
+    begun = arch::kWarps;
+  } else {
+    receive();
+    if (work.chunks == 0) {  // a device without heads
+      const i32 rows = run.count * arch::kTileRows;
+      for (i32 lane = 0; lane < s.lanes(); ++lane)
+        arch::for_each(rows, [&](i32 i) { out[lane * part_stride + i] = 0.0f; });
+      arch::sync();
+      return;
+    }
   }
-  s.link.pump = multiply_tiles(s.device.stages[index], work, s.share.shares[index], s.scratch.activations,
-                               s.scratch.work.partial, out, part_stride, s.link.pump);
+  s.link.pump = multiply_tiles(stage, work, run, s.scratch.activations, s.scratch.work.partial, out, part_stride, s.link.pump, begun);
 }
 
 }  // namespace mono::MONO_VARIANT

@@ -30,6 +30,15 @@ constexpr i32 piece_chunks(i32 chunks, i32 most, bool compressed) {
   return chunks / pieces;
 }
 
+// How many chunks pieces of a stage have, or 0 if that differs from device to device, and how many pieces every block has at least.
+struct StagePieces {
+  i32 chunks, fewest;
+};
+// How many chunks a piece may have.
+struct PieceLengths {
+  i32 count, of[kStages * kMaxDevices];
+};
+
 // Words that a piece of so many chunks takes on the tape, as long as 16-bit weights.
 constexpr i32 piece_words(i32 chunks, bool compressed) {
   return compressed ? kHeadWords + chunks * (kChunkWords / 4 * 3) : chunks * kChunkWords;

@@ -133,6 +133,7 @@ MONO_DEVICE const U& agreed(const U& value) {
 }
 MONO_DEVICE u32 uniform(u32 value) { return value; }
 MONO_DEVICE u64 uniform(u64 value) { return value; }
+MONO_DEVICE i32 anew(i32 x) { return x; }  // see sm_90a.h
 using Known = i32;  // a number that all of them have
 MONO_DEVICE u32 shuffle(u32 value, int from) {
   Fibers& all = fibers();
@@ -160,6 +161,7 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kLooksAtAll = 1, kWordsInFlight = 4, kRoundsAhead = 2;
+constexpr bool kTakesPieces = true;
 
 // Which words this block has loaded and stored so far, if the entry wants to know.
 struct Accesses {
@@ -246,32 +248,24 @@ MONO_DEVICE Swizzle& swizzle() {
   return of_block;
 }
 
-// Walks the tape as CDNA 3's does, and reads it where it lies.
-class Pump {
+// A piece of the tape where it lies.
+class Piece {
  public:
-  // The block's course must be set.
-  MONO_DEVICE void start() { walk_.skip(course(), warp()); }
-  MONO_DEVICE void step() {}
-  MONO_DEVICE i32 first() const { return i32((warp() - next_ % kWarps + kWarps) % kWarps); }
-  MONO_DEVICE void advance(i32 pieces) { next_ += pieces; }
-
-  // See Pump::dot in kernel/arch/sm_90a.h.
+  MONO_DEVICE Piece(const Walk& at, i32 chunks) : at_(at), chunks_(chunks) {}
   template <class T>
-  MONO_DEVICE float dot(i32, const T* x, i32 chunks) {
-    const float sum = Shape::compressed ? compressed_product(x, chunks) : plain_product(x, chunks);
-    walk_.skip(course(), kWarps);
-    return sum;
+  MONO_DEVICE float product(const T* x) const {
+    return Shape::compressed ? compressed_product(x) : plain_product(x);
   }
 
  private:
   template <class U>
   MONO_DEVICE U read(u32 byte) const {
-    return *reinterpret_cast<const U*>(walk_.granule() + walk_.offset(byte));
+    return *reinterpret_cast<const U*>(at_.granule() + at_.offset(byte));
   }
   template <class T>
-  MONO_DEVICE float plain_product(const T* x, i32 chunks) const {
+  MONO_DEVICE float plain_product(const T* x) const {
     float sum = 0.0f;
-    for (i32 c = 0; c < chunks; ++c) {
+    for (i32 c = 0; c < chunks_; ++c) {
       for (i32 k = 0; k < kTileCols; ++k) {
         const u32 byte = u32(((c * kTileRows + lane() / kLanesPerRow) * kTileCols + k) * sizeof(T));
         sum += to_float(read<T>(byte)) * to_float(x[c * kTileCols + k]);
@@ -280,10 +274,10 @@ class Pump {
     return sum;
   }
   template <class T>
-  MONO_DEVICE float compressed_product(const T* x, i32 chunks) const {
+  MONO_DEVICE float compressed_product(const T* x) const {
     const i32 row = lane() / kLanesPerRow;
     float sum = 0.0f;
-    for (i32 c = 0; c < chunks; ++c) {
+    for (i32 c = 0; c < chunks_; ++c) {
       for (i32 part = 0; part < 4; ++part) {
         const u32 at = u32(kHeadBytes + c / kGroupChunks * kGroupBytes + (row * 4 + part) * 16 + c % kGroupChunks * 4);
         const Codes codes(read<u32>(at), read<u32>(at + kPlaneBytes), read<u32>(at + 2 * kPlaneBytes));
@@ -297,6 +291,35 @@ class Pump {
       if (entry.used() && entry.row() == row) sum += entry.product(to_float(x[entry.col()]));
     }
     return sum;
+  }
+
+  Walk at_;
+  i32 chunks_;
+};
+
+// Walks the tape as CDNA 3's does, and lets warps take pieces as Hopper's does. See Pump in kernel/arch/sm_90a.h.
+class Pump {
+ public:
+  // The block's course must be set.
+  MONO_DEVICE void start() { walk_.skip(course(), warp()); }
+  MONO_DEVICE void step() {}
+  MONO_DEVICE i32 first() const { return i32((warp() - next_ % kWarps + kWarps) % kWarps); }
+  MONO_DEVICE void advance(i32 pieces) { next_ += pieces; }
+
+  template <class T>
+  MONO_DEVICE float dot(i32, const T* x, i32 chunks) {
+    return next(chunks).product(x);
+  }
+  template <int kChunks>
+  MONO_DEVICE Piece take(i32) {
+    return next(kChunks);
+  }
+
+ private:
+  MONO_DEVICE Piece next(i32 chunks) {
+    const Piece piece(walk_, chunks);
+    walk_.skip(course(), kWarps);
+    return piece;
   }
 
   u32 next_ = 0;

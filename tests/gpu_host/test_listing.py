@@ -1,0 +1,66 @@
+"""What the compiler makes of the program for Hopper, as its listing shows; it needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jax_mono import native
+from jax_mono.models import preset
+from jax_mono.plan import GPU, TileFormat, make_plan
+from jax_mono.record import plan_record
+
+
+def disassembler() -> str | None:
+    """In PATH, or of the package nvidia-cuda-nvdisasm, which keeps it in one of NVIDIA's folders."""
+    found = shutil.which("nvdisasm")
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or []) if spec and not found else []:
+        found = found or next((str(tool) for tool in sorted(Path(folder).glob("*/bin/nvdisasm"))), None)
+    return found
+
+
+PROGRAMS = [("laneformer-2b", 4, True), ("laneformer-2b", 8, False), ("qwen3-1.7b", 1, True)]
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def listing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Instructions of the decoding program of a model on so many devices, from compressed tapes or plain ones."""
+    tool, report = disassembler(), native.gpu_report("cuda")
+    if not tool:
+        pytest.skip("needs nvdisasm, which the package nvidia-cuda-nvdisasm has")
+    if report.compiler_error:
+        pytest.skip(report.compiler_error)
+    name, devices, compressed = request.param
+    plan = make_plan(
+        preset(name), tile=TileFormat(compressed=compressed), devices=devices, blocks=128 // devices, target=GPU
+    )
+    code = native.compile_program("cuda", plan_record(plan), 1, architecture="sm_90a", shared_memory=227 << 10)
+    program = tmp_path_factory.mktemp("listing") / "program.cubin"
+    program.write_bytes(code)
+    text = subprocess.run([tool, "-c", str(program)], check=True, capture_output=True, text=True).stdout
+    decode = text.split("\n.text.mono_decode:")[1].split("\n.text.")[0]
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+([^;]+);", decode, re.MULTILINE)
+
+
+def test_words_are_loaded_whole(listing: list[str]) -> None:
+    """A word of the exchange memory is one access of 128 bits: of two smaller ones, the second may find a later word.
+
+    The assembler makes one into two where the program looks at less than all of it. The flags, of 32 bits, have the
+    scope of the system.
+    """
+    kind = re.compile(r"LDG\.E\.(?:(\d+)\.)?STRONG\.(GPU|SYS)")
+    loads = [load for instruction in listing for load in kind.findall(instruction)]
+    assert loads.count(("128", "GPU")) + loads.count(("128", "SYS")) > 10
+    assert [load for load in loads if load[0] != "128" and load != ("", "SYS")] == []
+    assert loads.count(("", "SYS")) <= 2  # whether a call has failed, and whether it is to end
+
+
+def test_few_registers_go_through_memory(listing: list[str]) -> None:
+    """Those that do are read back where a block has none to lose: 200 to 300 clocks each."""
+    assert sum("LDL" in instruction or "STL" in instruction for instruction in listing) <= 16
