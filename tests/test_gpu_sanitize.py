@@ -72,6 +72,15 @@ def script() -> ModuleType:
             86,
             f"tokens [1]\n{RING}========= \n{RING}=========     and Read access at mono_decode+0x30 [1 hazards]\n"
             "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
+            True,
+            "0 errors, 0 warnings (2 on the ring of weights)",
+        ),
+        (
+            "racecheck",
+            86,
+            f"tokens [1]\n{RING}========= \n========= Error: Race reported between Write access at mono_decode+0x50\n"
+            "=========     and Read access at mono_decode+0x30 [1 hazards]\n"
+            "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
             False,
             "1 errors, 0 warnings (1 on the ring of weights); first: Race reported between Write access at mono_decode",
         ),
