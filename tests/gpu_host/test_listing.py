@@ -61,6 +61,17 @@ def test_words_are_loaded_whole(listing: list[str]) -> None:
     assert loads.count(("", "SYS")) <= 2  # whether a call has failed, and whether it is to end
 
 
+def test_slots_are_freed_by_what_was_loaded(listing: list[str]) -> None:
+    """The arrivals that free a slot of the ring have an operand that depends on the loads from it.
+
+    It is always one, which an assembler may find out one day; then the arrival overtakes the loads. The only arrival
+    that depends on nothing ends the pump's work.
+    """
+    arrivals = [instruction for instruction in listing if "SYNCS.ARRIVE" in instruction]
+    assert sum(".A1T0" in instruction for instruction in arrivals) == 1
+    assert sum(".ART0" in instruction for instruction in arrivals) >= 2
+
+
 def test_few_registers_go_through_memory(listing: list[str]) -> None:
     """Those that do are read back where a block has none to lose: 200 to 300 clocks each."""
     assert sum("LDL" in instruction or "STL" in instruction for instruction in listing) <= 16
