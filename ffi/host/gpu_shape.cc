@@ -65,16 +65,17 @@ i32 stage_piece(const Plan& plan, const Stage& stage, i32 slot_chunks) {
   return piece_chunks(stage.width / plan.header->tile_cols, slot_chunks, plan.header->compressed);
 }
 
-// Pieces of one tile, of the stage that has most.
+// Pieces of one of its tiles.
+i32 tile_pieces(const Plan& plan, const Stage& stage, i32 slot_chunks) {
+  const i32 chunks = stage_piece(plan, stage, slot_chunks);
+  return chunks ? i32(stage.tile_words / piece_words(chunks, plan.header->compressed)) : 0;
+}
+
+// The same of the stage that has most.
 i32 most_pieces(const Plan& plan, i32 slot_chunks) {
   i32 most = 0;
-  for (i32 device = 0; device < plan.header->num_devices; ++device) {
-    for (i32 index = 0; index < kStages; ++index) {
-      const Stage& stage = plan.devices[device].stages[index];
-      const i32 chunks = stage_piece(plan, stage, slot_chunks);
-      if (chunks) most = std::max(most, i32(stage.tile_words / piece_words(chunks, plan.header->compressed)));
-    }
-  }
+  for (i32 device = 0; device < plan.header->num_devices; ++device)
+    for (const Stage& stage : plan.devices[device].stages) most = std::max(most, tile_pieces(plan, stage, slot_chunks));
   return most;
 }
 
@@ -93,14 +94,12 @@ std::string piece_constants(const Plan& plan, i32 slot_chunks) {
   std::set<i32> all;
   for (i32 index = 0; index < kStages; ++index) {
     std::set<i32> lengths;
-    i64 fewest = INT32_MAX;
+    i32 fewest = INT32_MAX;
     for (i32 device = 0; device < plan.header->num_devices; ++device) {
       const Stage& stage = plan.devices[device].stages[index];
-      const i32 chunks = stage_piece(plan, stage, slot_chunks);
-      lengths.insert(chunks);
-      const i64 per_tile = chunks ? stage.tile_words / piece_words(chunks, plan.header->compressed) : 0;
+      lengths.insert(stage_piece(plan, stage, slot_chunks));
       for (i32 block = 0; block < plan.header->num_blocks; ++block)
-        fewest = std::min(fewest, plan.block(device, block).shares[index].count * per_tile);
+        fewest = std::min(fewest, plan.block(device, block).shares[index].count * tile_pieces(plan, stage, slot_chunks));
     }
     stages << (index ? ", {" : "{") << (lengths.size() == 1 ? *lengths.begin() : 0) << ", " << fewest << "}";
     all.merge(lengths);
@@ -213,7 +212,8 @@ GpuShape gpu_shape(const Plan& plan, WeightType type, const std::string& archite
            std::to_string(longest_piece(plan, slot_chunks)) + " weights must reach no farther than the next region");
 
   std::ostringstream out;
-  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/extents.h\"\n#include \"kernel/simt/tuning.h\"\n\nnamespace mono {\n\n"
+  out << "// The plan's numbers as constants.\n#pragma once\n\n#include \"kernel/extents.h\"\n#include \"kernel/simt/tuning.h\"\n\n"
+      << "namespace mono {\n\n"
       << shape_struct(h)
       << "constexpr i32 kStageThreads = " << arch->stage_threads << ";\n"
       << "constexpr Extents kExtents = {" << sizes.extents.touched_lanes << ", " << sizes.extents.inputs << ", "

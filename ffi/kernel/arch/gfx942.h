@@ -138,7 +138,6 @@ MONO_DEVICE __amdgpu_buffer_rsrc_t buffer(u64 base, u32 bytes) {
 
 constexpr int kLooksAtAll = 0;  // fewer polls; not tried
 constexpr int kWordsInFlight = 4;    // loads of one thread before it looks at the first
-constexpr bool kTakesPieces = false;
 constexpr int kRoundsAhead = 2;      // of keys and values in attention, before the first is needed
 
 // The 16 aligned bytes of a lane are one element of one instruction: the memory pipeline gathers lanes into cache lines, and
@@ -243,6 +242,8 @@ MONO_DEVICE Swizzle& swizzle() {
   MONO_SHARED static Swizzle of_block;
   return of_block;
 }
+
+constexpr bool kTakesPieces = false;  // the next one is in registers anyway
 
 // A wave's end of the tape.
 class Pump {

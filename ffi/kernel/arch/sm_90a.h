@@ -65,7 +65,6 @@ namespace mono::MONO_VARIANT::arch {
 
 constexpr int kWordsInFlight = 4;  // loads of one thread before it looks at the first
 constexpr int kLooksAtAll = 64;    // before a thread polls one word alone: as long as the longest of usual waits
-constexpr bool kTakesPieces = true;  // off the ring, before their activations are there
 constexpr int kRoundsAhead = 2;   // of keys and values in attention, before the first is needed
 
 // PTX 8.3: a 128-bit access is single-copy atomic. But the assembler loads no more of a word than somebody looks at, in two pieces if it
@@ -210,6 +209,8 @@ MONO_DEVICE bool has_ended(u32 barrier, u32 parity) {
   return done;
 }
 
+constexpr bool kTakesPieces = true;  // off the ring, before their activations are there
+
 // A stage warp's end of the ring. Slot and warp of the n-th piece are n mod kSlots and n mod kWarps. A slot is filled again only
 // when the warp of its last piece is done with it, so the parity of its barrier is never two passes ahead of a warp that waits.
 class Pump {
@@ -249,8 +250,8 @@ class Pump {
     }
     return slot;
   }
-  // `loaded` depends on all that was loaded from the slot. A barrier that merely follows a load in the program overtakes it, and on an
-  // H200 the load then found the slot's next piece.
+  // `loaded` depends on all that was loaded from the slot. To judge by what mended wrong products on an H200, an arrival that merely
+  // follows a load in the program may overtake it, and the load finds the slot's next piece.
   MONO_DEVICE void release(u32 slot, u32 loaded) const {
     __syncwarp();
     if (lane() == 0) arrive_after(&ring().empty[slot], loaded);

@@ -31,6 +31,9 @@ MONO_DEVICE const uint2* lane_activations(const T* x) {
   return reinterpret_cast<const uint2*>(x) + (lane() % 4) * 2 + (lane() / 4 & 1);
 }
 
+// A lane's eight weights of a chunk.
+MONO_DEVICE uint4 chunk_at(const unsigned char* piece, int c) { return reinterpret_cast<const uint4*>(piece)[c * 32 + lane()]; }
+
 // Products of a piece: 8 rows of kChunks chunks. Lanes 4 r to 4 r + 3 get that of row r.
 //
 // A chunk is 8 rows by 32 columns, row by row. Lane 4 r + t has the eight weights of row r from column 8 t on, and the tensor core
@@ -106,7 +109,7 @@ MONO_DEVICE float product_of(const unsigned char* piece, const T* x, i32 chunks)
   if constexpr (Shape::compressed) {
     return compressed_product<kChunks>(head_at(piece), [&](int g) { return group_at(piece, g); }, x);
   } else {
-    return plain_product<kChunks>([&](int c) { return reinterpret_cast<const uint4*>(piece)[c * 32 + lane()]; }, x);
+    return plain_product<kChunks>([&](int c) { return chunk_at(piece, c); }, x);
   }
 }
 
@@ -119,7 +122,7 @@ class HeldPiece<false, kChunks> {
  public:
   MONO_DEVICE explicit HeldPiece(const unsigned char* piece) {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) chunks_[c] = reinterpret_cast<const uint4*>(piece)[c * 32 + lane()];
+    for (int c = 0; c < kChunks; ++c) chunks_[c] = chunk_at(piece, c);
   }
   // Something that is not known before all of it is loaded.
   MONO_DEVICE u32 mixed() const {

@@ -114,6 +114,8 @@ MONO_DEVICE Span input_lanes(const BlockState<T>& s, StageIndex stage) {
 // go on filling: where that is what it is full for. Pieces of the other stages come no sooner than their activations.
 template <StageIndex kStage>
 constexpr bool takes_first() {
+  // Where there is more than one round, the first has more than half of kMaxPieces, or one tile of them: enough for every warp, too.
+  static_assert(kMaxPieces / 2 >= arch::kWarps);
   const StagePieces pieces = kStagePieces[kStage];
   return arch::kTakesPieces && (kStage == kQkv || kStage == kO || kStage == kUp) && pieces.chunks > 0 && pieces.fewest >= arch::kWarps;
 }

@@ -161,7 +161,6 @@ namespace mono::MONO_VARIANT::arch {
 // ---- words of the exchange memory --------------------------------------------------------------------------------
 
 constexpr int kLooksAtAll = 1, kWordsInFlight = 4, kRoundsAhead = 2;
-constexpr bool kTakesPieces = true;
 
 // Which words this block has loaded and stored so far, if the entry wants to know.
 struct Accesses {
@@ -296,6 +295,8 @@ class Piece {
   Walk at_;
   i32 chunks_;
 };
+
+constexpr bool kTakesPieces = true;
 
 // Walks the tape as CDNA 3's does, and lets warps take pieces as Hopper's does. See Pump in kernel/arch/sm_90a.h.
 class Pump {
