@@ -284,7 +284,7 @@ def prefill(
         The updated keys and values, shaped as in the cache.
     """
     fused = fused_attention.available(plan.config, tapes.dtype, mesh)
-    attend = fused_attention.attend if fused else reference.attend
+    attend = fused_attention.attend_within(plan.config.sliding_windows) if fused else reference.attend
     chunk = min(most, FUSED_PREFILL_CHUNK if fused else PREFILL_CHUNK)
 
     axes = (GROUPS,) if mesh is None else (AXIS, GROUPS)

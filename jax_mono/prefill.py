@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jax_mono.granules import layers_swizzle
 from jax_mono.handoffs import MODULES
@@ -58,7 +59,7 @@ def prefill_chunk(
         k_cache: [num_layers, max_kv_heads, S, head_dim], the device's keys.
         v_cache: The same for values.
         tokens: int32 [T].
-        positions: int32 [T]; a token at position S or beyond is padding and leaves no trace.
+        positions: int32 [T], which follow each other; a token at position S or beyond is padding and leaves no trace.
         dtype: The weight dtype; tapes, embedding and caches are stored as :data:`jax_mono.tape.STORAGE` says.
         attend: What joins queries, keys and values.
         axes: The named axes over which the devices of the plan are spread.
@@ -72,66 +73,81 @@ def prefill_chunk(
     rotation = rope.at[positions].get(mode="clip")
     x = jnp.repeat(as_weights(embed[tokens], dtype).astype(jnp.float32)[None], lanes, axis=0)
     delay = 0 if config.lanes is None else config.lanes.delay
-    # Per module what the other lanes add after one of the last `delay` + 1 layers. A layer's place is its number modulo
-    # that.
-    coming = jnp.zeros((len(MODULES), delay + 1, *x.shape), jnp.float32)
+    nothing = _Sent(jnp.zeros_like(x), jnp.zeros_like(x[0]))
+    sent = ((nothing,) * len(MODULES),) * delay
     rules = _mixing_rules(plan)
     swizzle = layers_swizzle(plan, constants)
     vectors = _local_weights(plan, lambda share: unpack_vectors(plan, constants, share), index)
 
     def weights(layer: Array, needed_by: Array, *names: str) -> dict[str, Array]:
         # A dependence that is real to the compiler but never taken: without one it unpacks all matrices of a layer
-        # ahead of time, and XLA for CPU drops optimization barriers before it orders instructions.
-        layer = jnp.where(needed_by[(0,) * needed_by.ndim] > jnp.inf, 0, layer)
+        # ahead of time, and XLA for CPU drops optimization barriers before it orders instructions. A sum over devices,
+        # because a number that differed from device to device would have their tapes gathered.
+        first = jax.lax.psum(needed_by[(0,) * needed_by.ndim], axes[-1])
+        layer = jnp.where(first > jnp.inf, 0, layer)
 
         def unpack(share: DevicePlan) -> dict[str, Array]:
             return {name: unpack_matrix(plan, share, name, layers, layer, swizzle) for name in names}
 
         return {name: as_weights(stored, dtype) for name, stored in _local_weights(plan, unpack, index).items()}
 
-    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], None]:
-        x, coming, k_cache, v_cache = carry
-        layer = scanned["layer"]
-        normed = reference.rms_norm(x, scanned["attention_norm"], config.norm_eps)
-        projections = weights(layer, normed, "wq", "wk", "wv", "wo")
-        cache = [as_weights(_at(part, layer), dtype) for part in (k_cache, v_cache)]
-        o, cache = reference.attention(
-            {**projections, **scanned["vectors"]},
-            config,
-            normed,
-            tuple(cache),
-            positions,
-            rotation,
-            scanned["window"],
-            attend=attend,
-        )
-        k_cache, v_cache = (
-            jax.lax.dynamic_update_index_in_dim(whole, as_weights(part, whole.dtype), layer, 0)
-            for whole, part in zip((k_cache, v_cache), cache, strict=True)
-        )
-        x, coming = _mix(x, o, jax.lax.psum(jnp.sum(o, axis=0), axes), coming, 0, layer, scanned["rules"])
-        normed = reference.rms_norm(x, scanned["ffn_norm"], config.norm_eps)
-        # reference.feed_forward, but with one matrix unpacked at a time.
-        gate = reference.project(normed, weights(layer, normed, "w1")["w1"])
-        up = reference.project(normed, weights(layer, gate, "w3")["w3"])
-        o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
-        x, coming = _mix(x, o, jax.lax.psum(jnp.sum(o, axis=0), axes), coming, 1, layer, scanned["rules"])
-        return (x, coming, k_cache, v_cache), None
+    def norm(x: Array, scale: Array) -> Array:
+        return reference.rms_norm(x, scale, config.norm_eps).astype(dtype)
 
+    def run_layer(carry: tuple[Array, ...], scanned: dict[str, Any]) -> tuple[tuple[Array, ...], None]:
+        x, normed, sent, k_cache, v_cache = carry
+        layer = scanned["layer"]
+        projections = weights(layer, normed, "wq", "wk", "wv", "wo")
+        # reference.attention, but with no more of the caches written than changes.
+        q, k, v = reference.queries_keys_values({**projections, **scanned["vectors"]}, config, normed, rotation)
+        k_cache, v_cache = (
+            _write(cache, layer, positions, as_weights(new.astype(dtype), cache.dtype))
+            for cache, new in ((k_cache, k), (v_cache, v))
+        )
+        keys, values = (as_weights(_at(cache, layer), dtype) for cache in (k_cache, v_cache))
+        o = reference.project_heads(attend(q, keys, values, positions, scanned["window"]), projections["wo"])
+        x, attended = _mix(x, o, sent, 0, scanned["rules"], axes)
+        normed = norm(x, scanned["ffn_norm"])
+        # reference.feed_forward, but with w2 unpacked after its input is there.
+        gate, up = (reference.project(normed, weight) for weight in weights(layer, normed, "w1", "w3").values())
+        o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
+        x, fed = _mix(x, o, sent, 1, scanned["rules"], axes)
+        # The next layer's norm, where what it reads has just been made.
+        normed = norm(x, scanned["next_norm"])
+        return (x, normed, (*sent, (attended, fed))[1:] if sent else sent, k_cache, v_cache), None
+
+    attention_norm = vectors.pop("attention_norm")
     scanned = {
         "layer": jnp.arange(config.num_layers),
         "window": jnp.asarray(config.sliding_windows, jnp.int32),
         "rules": rules,
-        "attention_norm": vectors.pop("attention_norm"),
+        "next_norm": jnp.roll(attention_norm, -1, axis=0),
         "ffn_norm": vectors.pop("ffn_norm"),
     }
     vectors.pop("norm")
     scanned["vectors"] = vectors
-    return jax.lax.scan(run_layer, (x, coming, k_cache, v_cache), scanned)[0][2:]
+    carry = (x, norm(x, attention_norm[0]), sent, k_cache, v_cache)
+    # With one layer more than are kept to a step, what a layer sends takes the memory of what has arrived: else XLA
+    # would move all of it, layer by layer.
+    return jax.lax.scan(run_layer, carry, scanned, unroll=delay + 1)[0][3:]
 
 
 def _at(array: Array, index: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
+
+
+def _write(cache: Array, layer: Array, positions: Array, new: Array) -> Array:
+    """Writes keys or values [T, heads, head_dim] into a layer of a cache [num_layers, heads, S, head_dim]."""
+    capacity = cache.shape[2]
+    count = min(len(new), capacity)
+    start = jnp.minimum(positions[0], capacity - count)
+    places = start + jnp.arange(count, dtype=jnp.int32)
+    token = jnp.clip(places - positions[0], 0, len(new) - 1)
+    written = positions[token] == places  # neither before the first token nor where there is padding
+    at, shape = (layer, 0, start, 0), (1, cache.shape[1], count, cache.shape[3])
+    old = jax.lax.dynamic_slice(cache, at, shape)
+    rows = jnp.where(written[:, None], new[token].swapaxes(0, 1)[None], old)
+    return jax.lax.dynamic_update_slice(cache, rows, at)
 
 
 def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
@@ -140,22 +156,57 @@ def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
     found = [[config.mixing(module, layer) for module in MODULES] for layer in range(config.num_layers)]
     sources = np.array([[-1 if rule.source is None else rule.source for rule in row] for row in found])
     current = np.arange(config.num_layers)[:, None]
+    at_once, scales = sources == current, np.array([[rule.own_scale for rule in row] for row in found])
     return {
-        "at_once": sources == current,
+        "at_once": at_once,
         "later": (sources >= 0) & (sources < current),
-        "own_scale": np.array([[rule.own_scale for rule in row] for row in found], np.float32),
+        "own_scale": np.where(at_once, 0.0, scales).astype(np.float32),  # the sum has the lane's own
     }
 
 
+class _Sent(NamedTuple):
+    """What a module of a layer has sent: its outputs, float32 [lanes, T, H], and their sum over all lanes, [T, H]."""
+
+    outputs: Array
+    total: Array
+
+
 def _mix(
-    x: Array, o: Array, total: Array, coming: Array, module: int, layer: Array, rules: dict[str, Array]
-) -> tuple[Array, Array]:
-    """Adds what arrives after a module, of which ``total`` is the sum over all lanes; see ``ModelConfig.mixing``."""
-    newest, oldest = layer % coming.shape[1], (layer + 1) % coming.shape[1]
-    coming = coming.at[module, newest].set(total - o)
-    arriving = jnp.where(rules["later"][module], coming[module, oldest], 0.0)
-    delayed = x + rules["own_scale"][module] * o + arriving
-    return jnp.where(rules["at_once"][module], x + total, delayed), coming
+    x: Array,
+    o: Array,
+    sent: tuple[tuple[_Sent, ...], ...],
+    module: int,
+    rules: dict[str, Array],
+    axes: tuple[str, ...],
+) -> tuple[Array, _Sent]:
+    """Adds what arrives after a module; see ``ModelConfig.mixing``.
+
+    Args:
+        x: float32 [lanes, T, H].
+        o: float32 [lanes, T, H], the module's outputs.
+        sent: Of as many layers as sums are delayed, the oldest first, what each module has sent.
+        module: Which module.
+        rules: Of this layer, see :func:`_mixing_rules`.
+        axes: As for :func:`prefill_chunk`.
+
+    Returns:
+        The new ``x``, and what the module sends.
+    """
+    now = _Sent(o, jax.lax.psum(jnp.sum(o, axis=0), axes))
+    at_once, later = rules["at_once"][module], rules["later"][module]
+    if not sent:
+        return x + rules["own_scale"][module] * o + jnp.where(at_once, now.total, 0.0), now
+    past = sent[0][module]
+    # Chosen before lanes are looked at: every lane reads it once more.
+    arriving = jax.lax.optimization_barrier(jnp.where(at_once, now.total, jnp.where(later, past.total, 0.0)))
+    return _by_token(x + rules["own_scale"][module] * o + (arriving - later * past.outputs)), now
+
+
+def _by_token(x: Array) -> Array:
+    """Has a GPU keep a token's lanes side by side, so that what all of them read comes from a cache."""
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: x, default=lambda x: with_layout_constraint(x, Layout((1, 0, 2)))
+    )
 
 
 def _local_weights(plan: Plan, unpack: Callable[[DevicePlan], dict[str, Array]], index: Array) -> dict[str, Array]:

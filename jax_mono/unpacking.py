@@ -125,10 +125,11 @@ class _Source:
     swizzle: Swizzle | None
 
 
-def _parts(source: _Source, stage: Stage, rows: slice = slice(None)) -> Array:
-    """Of every part of the tiles of a stage some rows, [parts, rows, padded cols], in the order of the tiles."""
+def _parts(source: _Source, stage: Stage, lanes: int, rows: slice = slice(None)) -> Array:
+    """Some rows of all parts of a stage's tiles, which have so many parts: [lanes, tiles, rows, padded cols]."""
     plan, tape, layer = source.plan, source.tape, source.layer
     tile, offsets = plan.tile, stage.offsets
+    part = tile.part_words(stage.cols)
     if plan.placement.interleaved:
         tape, offsets = granules.in_one_piece(plan, stage, tape, layer, source.swizzle)
         layer = None
@@ -136,30 +137,29 @@ def _parts(source: _Source, stage: Stage, rows: slice = slice(None)) -> Array:
         tape, layer = tape[:, None], 0
     runs = []
     for run in like_blocks(stage, offsets):
-        words = jax.lax.dynamic_slice(
-            tape, (run.block, layer, run.offset), (run.blocks, 1, run.tiles * stage.tile_words)
-        )
-        parts = words.reshape(-1, tile.part_words(stage.cols))
+        shape = (run.blocks, 1, run.tiles * stage.tile_words)
+        words = jax.lax.dynamic_slice(tape, (run.block, layer, run.offset), shape)
+        parts = words.reshape(-1, lanes, part).swapaxes(0, 1).reshape(-1, part)
         if tile.compressed:
-            runs.append(expand(tile, parts, stage.cols, rows))
+            found = expand(tile, parts, stage.cols, rows)
         else:
             chunks = parts.reshape(len(parts), -1, tile.rows, tile.cols)[:, :, rows].swapaxes(1, 2)
-            runs.append(chunks.reshape(*chunks.shape[:2], -1))
-    return jnp.concatenate(runs)
+            found = chunks.reshape(*chunks.shape[:2], -1)
+        runs.append(found.reshape(lanes, -1, *found.shape[1:]))
+    return jnp.concatenate(runs, axis=1)
 
 
 def _column_matrix(source: _Source, stage: Stage, rows: slice = slice(None)) -> Array:
     """[lanes, rows, cols] of a column parallel stage, of every tile only ``rows``; rows may be padded."""
     if stage.tiles == 0:
         return jnp.zeros((stage.lanes, 0, stage.cols), source.tape.dtype)
-    parts = _parts(source, stage, rows)
-    return parts.reshape(stage.lanes, -1, parts.shape[2])[:, :, : stage.cols]
+    parts = _parts(source, stage, 1, rows)
+    return parts.reshape(stage.lanes, -1, parts.shape[-1])[:, :, : stage.cols]
 
 
 def _row_matrix(source: _Source, stage: Stage) -> Array:
     """[lanes, rows, cols] of a row parallel stage."""
     if stage.cols == 0:
         return jnp.zeros((stage.lanes, stage.rows, 0), source.tape.dtype)
-    parts = _parts(source, stage)
-    matrix = parts.reshape(stage.tiles, stage.lanes, *parts.shape[1:]).swapaxes(0, 1)
-    return matrix.reshape(stage.lanes, -1, parts.shape[2])[:, : stage.rows, : stage.cols]
+    parts = _parts(source, stage, stage.lanes)
+    return parts.reshape(stage.lanes, -1, parts.shape[-1])[:, : stage.rows, : stage.cols]

@@ -26,6 +26,8 @@ __all__ = [
     "logits",
     "mix",
     "project",
+    "project_heads",
+    "queries_keys_values",
     "rms_norm",
     "rope_table",
     "visible",
@@ -119,36 +121,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, windo
     return _product("kgts,ksd->tkgd", probabilities, v.astype(jnp.float32)).reshape(q.shape)
 
 
-def attention(
-    weights: Mapping[str, jax.Array],
-    config: ModelConfig,
-    x: jax.Array,
-    cache: tuple[jax.Array, jax.Array],
-    positions: jax.Array,
-    rope: jax.Array,
-    window: int | jax.Array,
-    attend: Attend = attend,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The attention module of all lanes present: projections, rotation, cache update, attention, output.
+def queries_keys_values(
+    weights: Mapping[str, jax.Array], config: ModelConfig, x: jax.Array, rope: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Projects the activations of all lanes present to heads, and rotates queries and keys.
 
     Args:
-        weights: ``wq`` [lanes, heads * hd, H], ``wk`` and ``wv`` [lanes, kv_heads * hd, H], ``wo``
-            [lanes, H, heads * hd]; if the model has them ``bq``, ``bk``, ``bv`` [lanes, rows] and ``q_norm``,
-            ``k_norm`` [hd].
+        weights: ``wq`` [lanes, heads * hd, H], ``wk`` and ``wv`` [lanes, kv_heads * hd, H]; if the model has them
+            ``bq``, ``bk``, ``bv`` [lanes, rows] and ``q_norm``, ``k_norm`` [hd].
         config: The model; only ``head_dim``, ``norm_eps`` and ``rope_interleaved`` are used.
         x: float32 [lanes, T, H], already normalised.
-        cache: Keys and values, each [lanes * kv_heads, S, hd] in the dtype of the weights.
-        positions: int32 [T], where the tokens stand; those at or beyond S are not written.
-        rope: float32 [T, hd / 2, 2], rotations at ``positions``.
-        window: As for :func:`visible`.
-        attend: What joins queries, keys and values.
+        rope: float32 [T, hd / 2, 2], rotations at the tokens' positions.
 
     Returns:
-        The module's output, float32 [lanes, T, H], and the updated cache.
+        Queries, keys and values, float32 [T, lanes * heads, hd], heads lane-major.
     """
 
     def heads(name: str) -> jax.Array:
-        """Projects to float32 [T, lanes * heads, hd], heads lane-major."""
         y = project(x, weights[f"w{name}"], weights.get(f"b{name}"))
         lanes, tokens, width = y.shape
         y = y.reshape(lanes, tokens, width // config.head_dim, config.head_dim)
@@ -158,15 +147,49 @@ def attention(
     if "q_norm" in weights:
         q = rms_norm(q, weights["q_norm"], config.norm_eps)
         k = rms_norm(k, weights["k_norm"], config.norm_eps)
-    q = apply_rope(q, rope, config.rope_interleaved)
-    k = apply_rope(k, rope, config.rope_interleaved)
+    return apply_rope(q, rope, config.rope_interleaved), apply_rope(k, rope, config.rope_interleaved), v
 
+
+def project_heads(o: jax.Array, weight: jax.Array) -> jax.Array:
+    """Applies every lane's output matrix to what its heads found.
+
+    Args:
+        o: float32 [T, lanes * heads, hd], heads lane-major.
+        weight: ``wo``, [lanes, H, heads * hd].
+
+    Returns:
+        float32 [lanes, T, H].
+    """
+    return project(o.reshape(len(o), len(weight), -1).swapaxes(0, 1), weight)
+
+
+def attention(
+    weights: Mapping[str, jax.Array],
+    config: ModelConfig,
+    x: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    positions: jax.Array,
+    rope: jax.Array,
+    window: int | jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The attention module of all lanes present: projections, rotation, cache update, attention, output.
+
+    Args:
+        weights: As for :func:`queries_keys_values`, and ``wo`` [lanes, H, heads * hd].
+        config: As for :func:`queries_keys_values`.
+        x: float32 [lanes, T, H], already normalised.
+        cache: Keys and values, each [lanes * kv_heads, S, hd] in the dtype of the weights.
+        positions: int32 [T], where the tokens stand; those at or beyond S are not written.
+        rope: float32 [T, hd / 2, 2], rotations at ``positions``.
+        window: As for :func:`visible`.
+
+    Returns:
+        The module's output, float32 [lanes, T, H], and the updated cache.
+    """
+    q, k, v = queries_keys_values(weights, config, x, rope)
     keys = cache[0].at[:, positions].set(k.swapaxes(0, 1).astype(cache[0].dtype), mode="drop")
     values = cache[1].at[:, positions].set(v.swapaxes(0, 1).astype(cache[1].dtype), mode="drop")
-    o = attend(q, keys, values, positions, window)
-    lanes, tokens, _ = x.shape
-    o = o.reshape(tokens, lanes, -1).swapaxes(0, 1)
-    return project(o, weights["wo"]), (keys, values)
+    return project_heads(attend(q, keys, values, positions, window), weights["wo"]), (keys, values)
 
 
 def feed_forward(weights: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:

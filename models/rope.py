@@ -78,9 +78,9 @@ def apply_rope(x: jax.Array, table: jax.Array, interleaved: bool) -> jax.Array:
     Returns:
         float32 [T, heads, head_dim].
     """
-    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
     axis = -1 if interleaved else -2
     pairs = x.reshape(*x.shape[:-1], -1, 2) if interleaved else x.reshape(*x.shape[:-1], 2, -1)
-    first, second = jnp.moveaxis(pairs, axis, 0)
-    rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=axis)
-    return rotated.reshape(x.shape)
+    cos, sin = (jnp.expand_dims(table[:, None, :, part], axis) for part in (0, 1))
+    signs = jnp.expand_dims(jnp.array([-1.0, 1.0], x.dtype), -2 if interleaved else -1)
+    # Pairs as a whole, not taken apart and put together, which XLA does in passes of their own.
+    return (pairs * cos + jnp.flip(pairs, axis) * (sin * signs)).reshape(x.shape)
