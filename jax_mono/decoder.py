@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -178,13 +178,16 @@ class Decoder:
 
     def new_cache(self) -> Cache:
         """An empty conversation."""
-        cache = empty_cache(self.plan, self.context, self.tapes.dtype)
+        return self._make_cache()
+
+    @functools.cached_property
+    def _make_cache(self) -> Callable[[], Cache]:
+        """Committed to where the tapes are, like the caches that calls return: else a second turn compiles anew."""
+        make = functools.partial(empty_cache, self.plan, self.context, self.tapes.dtype)
         if self.mesh is None:
-            # Committed to the tapes' device, like the caches that calls return: else a second turn compiles anew.
-            return jax.device_put(cache, self.tapes.layers.sharding)
+            return jax.jit(make, out_shardings=self.tapes.layers.sharding)
         cut, whole = NamedSharding(self.mesh, P(AXIS)), NamedSharding(self.mesh, P())
-        rest = {name: jax.device_put(getattr(cache, name), whole) for name in ("tokens", "end", "fed")}
-        return Cache(k=jax.device_put(cache.k, cut), v=jax.device_put(cache.v, cut), **rest)
+        return jax.jit(make, out_shardings=Cache(cut, cut, whole, whole, whole))
 
     def generate(self, prompt: str | Sequence[int], **options: object) -> Output:
         """Generates to the end; takes the arguments of :meth:`stream`. Ctrl-C stops the call."""

@@ -147,7 +147,8 @@ def _write(cache: Array, layer: Array, positions: Array, new: Array) -> Array:
     at, shape = (layer, 0, start, 0), (1, cache.shape[1], count, cache.shape[3])
     old = jax.lax.dynamic_slice(cache, at, shape)
     rows = jnp.where(written[:, None], new[token].swapaxes(0, 1)[None], old)
-    return jax.lax.dynamic_update_slice(cache, rows, at)
+    # As the resident program has them: XLA would turn them around for the attention kernel before all layers, and back.
+    return _laid_out(jax.lax.dynamic_update_slice(cache, rows, at), 0, 1, 2, 3)
 
 
 def _mixing_rules(plan: Plan) -> dict[str, np.ndarray]:
@@ -199,14 +200,14 @@ def _mix(
     past = sent[0][module]
     # Chosen before lanes are looked at: every lane reads it once more.
     arriving = jax.lax.optimization_barrier(jnp.where(at_once, now.total, jnp.where(later, past.total, 0.0)))
-    return _by_token(x + rules["own_scale"][module] * o + (arriving - later * past.outputs)), now
+    x = x + rules["own_scale"][module] * o + (arriving - later * past.outputs)
+    # A token's lanes side by side, so that what all of them read comes from a cache.
+    return _laid_out(x, 1, 0, 2), now
 
 
-def _by_token(x: Array) -> Array:
-    """Has a GPU keep a token's lanes side by side, so that what all of them read comes from a cache."""
-    return jax.lax.platform_dependent(
-        x, cpu=lambda x: x, default=lambda x: with_layout_constraint(x, Layout((1, 0, 2)))
-    )
+def _laid_out(x: Array, *axes: int) -> Array:
+    """Has a GPU keep an array with its axes in that order, the one with the longest strides first."""
+    return jax.lax.platform_dependent(x, cpu=lambda x: x, default=lambda x: with_layout_constraint(x, Layout(axes)))
 
 
 def _local_weights(plan: Plan, unpack: Callable[[DevicePlan], dict[str, Array]], index: Array) -> dict[str, Array]:

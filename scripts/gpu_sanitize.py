@@ -4,17 +4,17 @@
     PYTHONPATH=. python scripts/gpu_sanitize.py
     PYTHONPATH=. python scripts/gpu_sanitize.py --tools memcheck --models llama --tokens 2
 
-Needs an NVIDIA GPU that this library has a program for, and compute-sanitizer from the CUDA toolkit (or its package
-cuda-sanitizer-api). Each model first runs alone, which compiles its program and says what the tokens are; then under
-each tool, restricted to the kernel mono_decode, where the tokens have to be the same.
+Needs an NVIDIA GPU that this library has a program for, compute-sanitizer from the CUDA toolkit (or its package
+cuda-sanitizer-api), and for racecheck nvdisasm (from there or from nvidia-cuda-nvdisasm). Each model first runs alone,
+which compiles its program and says what the tokens are; then under each tool, restricted to the kernel mono_decode,
+where the tokens have to be the same.
 
   memcheck    accesses beyond or astride of what was allocated, in global and in shared memory: every error counts
   racecheck   hazards between the threads of a block in shared memory: errors count, warnings are shown. The ring of
               weights is left out: the tool sees bulk copies (cp.async.bulk) write there and products read, but not
-              that each product waits for the barrier (mbarrier) on which its copy ends. Copies are what the kernel's
-              own body writes and multiply_tiles reads; what is between them and anything that reads is counted apart,
-              and so would be a write of the body that a barrier should keep from a product. That the ring is right is
-              for tests of parity to show
+              that each product waits for the barrier (mbarrier) on which its copy ends. So races in which nothing
+              writes but such copies, by the program's listing, are counted apart. That the ring is right is for
+              tests of parity to show
   synccheck   barriers that not all threads of a warp reach as they should
 
 initcheck is not among them: it would have to follow XLA's kernels, too, to know what they wrote.
@@ -28,6 +28,7 @@ Exit status: 0 all clean, 1 a tool found something, 2 nothing was checked.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -50,6 +51,19 @@ WAIT_LIMIT_MS = 300_000
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error")
 RACE = re.compile(r"^=+ Error: (Race reported between .*(?:\n=+     and .*)*)", re.MULTILINE)
 HAZARDS = re.compile(r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) warnings?\)")
+
+
+def find_disassembler() -> Path:
+    """In PATH, in a CUDA toolkit, or among NVIDIA's Python packages."""
+    if found := shutil.which("nvdisasm"):
+        return Path(found)
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path("/usr/local"), *map(Path, (spec.submodule_search_locations or []) if spec else [])]
+    for folder in folders:
+        for path in sorted(folder.glob("*/bin/nvdisasm"), reverse=True):
+            if os.access(path, os.X_OK):
+                return path
+    raise SystemExit2("racecheck needs nvdisasm; pip install nvidia-cuda-nvdisasm, or give --tools memcheck")
 
 
 def find_sanitizer(named: str | None) -> Path:
@@ -90,7 +104,7 @@ class Verdict:
     seconds: float
 
 
-def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple[bool, str]:
+def judge(tool: str, status: int, log: str, tokens: str, expected: str, copies: set[str]) -> tuple[bool, str]:
     """Whether a run was clean, and why not.
 
     Args:
@@ -99,11 +113,11 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
         log: What it and the program wrote.
         tokens: What the program decoded, or empty.
         expected: What it decoded alone.
+        copies: Where the program copies into the ring.
     """
     ring, finding = 0, first_finding(log)
     if tool == "racecheck" and (found := HAZARDS.search(log)):
         races = RACE.findall(log)
-        copies = set().union(*map(copies_in, races))
         others = [race for race in races if not is_of_ring(race, copies)]
         ring = len(races) - len(others)
         if others:
@@ -125,22 +139,28 @@ def judge(tool: str, status: int, log: str, tokens: str, expected: str) -> tuple
     return True, words
 
 
-def places(kind: str, race: str) -> list[str]:
-    """Where a reported race has accesses of a kind."""
-    return re.findall(rf"{kind} access at (\S+)", race)
-
-
-def copies_in(race: str) -> set[str]:
-    """The copies into the ring that a reported race tells: what the kernel's own body writes and only products read."""
-    written, read = places("Write", race), places("Read", race)
-    copied = all(place.startswith("mono_decode+") for place in written)
-    return set(written) if copied and read and all("multiply_tiles" in place for place in read) else set()
-
-
 def is_of_ring(race: str, copies: set[str]) -> bool:
     """Whether nothing but copies writes in a reported race."""
-    written = set(places("Write", race))
+    written = set(re.findall(r"Write access at (\S+)", race))
     return bool(written) and written <= copies
+
+
+def bulk_copies(listing: str) -> set[str]:
+    """Where the listing of a program has bulk copies into shared memory, as reports name places."""
+    body = listing.partition("\n.text.mono_decode:")[2].partition("\n.text.")[0]
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/[^;]*\bUBLKCP", body, re.MULTILINE)
+    return {f"mono_decode+{int(offset, 16):#x}" for offset in found}
+
+
+def listing_of(cache: Path) -> str:
+    """The listing of the one program in a cache of programs."""
+    (program,) = cache.glob("*.program")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as code:
+        data = program.read_bytes()
+        code.write(data[data.index(b"\x7fELF") :])
+        code.flush()
+        command = [str(find_disassembler()), "-c", code.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def last_lines(log: str) -> str:
@@ -245,8 +265,9 @@ def main() -> int:
             # Else XLA tries its products out, and fails: the tools reach into the kernels that it tries.
             "XLA_FLAGS": "--xla_gpu_autotune_level=0",
         }
-        environment.setdefault("JAX_MONO_CACHE", str(Path(directory) / "cache"))
         for model in arguments.models:
+            cache = Path(directory) / f"{model}-programs"
+            environment["JAX_MONO_CACHE"] = str(cache)
             child = [sys.executable, str(Path(__file__).resolve())]
             child += ["--decode", model, "--tokens", str(arguments.tokens)]
             status, log = run(child, environment, arguments.timeout)
@@ -254,11 +275,12 @@ def main() -> int:
             if status or not expected:
                 raise SystemExit2(f"{model} does not run even without a tool (exit status {status}): {last_lines(log)}")
             print(f"      {model}: {expected}", flush=True)
+            copies = bulk_copies(listing_of(cache)) if "racecheck" in arguments.tools else set()
             for tool in arguments.tools:
                 started = time.monotonic()
                 status, log = run(sanitizer_command(sanitizer, tool, child), environment, arguments.timeout)
                 (logs / f"{model}-{tool}.log").write_text(log)
-                ok, words = judge(tool, status, log, tokens_in(log), expected)
+                ok, words = judge(tool, status, log, tokens_in(log), expected, copies)
                 verdicts.append(Verdict(model, tool, ok, words, time.monotonic() - started))
                 mark = "ok  " if ok else "FAIL"
                 print(f"{mark}  {model} under {tool}: {words} ({verdicts[-1].seconds:.0f} s)", flush=True)

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from jax_mono import native
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_sanitize.py"
 CLEAN = "tokens [1]\n========= ERROR SUMMARY: 0 errors\n"
 
@@ -18,6 +20,18 @@ RING = (
     "========= Error: Race reported between Write access at mono_decode+0x10\n"
     "=========     and Read access at $mono_decode$_ZN4mono14multiply_tiles+0x20 [32 hazards]\n"
 )
+LISTING = """\
+.text.mono_stream:
+        /*0030*/                   @UP0 UBLKCP.S.G [UR12], [UR10], UR6, desc[UR14] ;
+\t.section\t.text.mono_decode,"ax",@progbits
+.text.mono_decode:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   @UP0 UBLKCP.S.G [UR12], [UR10], UR6, desc[UR14] ;
+        /*1cca0*/                   UBLKCP.S.G [UR12], [UR10], UR6 ;
+        /*1ccb0*/                   STS [R2], R3 ;
+.text.other:
+        /*0040*/                   UBLKCP.S.G [UR12], [UR10], UR6 ;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +110,29 @@ def script() -> ModuleType:
     ],
 )
 def test_verdicts(script: ModuleType, tool: str, status: int, log: str, ok: bool, words: str) -> None:
-    found, why = script.judge(tool, status, log, script.tokens_in(log), "[1]")
+    copies = script.bulk_copies(LISTING)
+    assert copies == {"mono_decode+0x10", "mono_decode+0x1cca0"}
+    found, why = script.judge(tool, status, log, script.tokens_in(log), "[1]", copies)
     assert found == ok and words in why
+
+
+def test_the_listing_of_a_program(script: ModuleType, tmp_path: Path) -> None:
+    """The real program's, as it lies in a cache: it copies for the layers and for the head."""
+    if native.gpu_report("cuda").compiler_error:
+        pytest.skip("needs NVRTC")
+    try:
+        script.find_disassembler()
+    except SystemExit:
+        pytest.skip("needs nvdisasm")
+    code = (
+        "from tiny import tiny; from jax_mono import native; from jax_mono.plan import GPU, make_plan\n"
+        "from jax_mono.record import plan_record\n"
+        "record = plan_record(make_plan(tiny('llama'), blocks=2, target=GPU))\n"
+        "native.compile_program('cuda', record, 1, architecture='sm_90a', shared_memory=227 << 10)\n"
+    )
+    environment = {**os.environ, "JAX_MONO_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert len(script.bulk_copies(script.listing_of(tmp_path))) == 2
 
 
 def run(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
