@@ -16,7 +16,7 @@ from tiny import tiny
 from jax_mono import decode, native
 from jax_mono import decoder as decoder_module
 from jax_mono.call import CallResult, Mode
-from jax_mono.config import ModelConfig
+from jax_mono.config import Lanes, ModelConfig
 from jax_mono.decode import Cache, Finish, Generation
 from jax_mono.decoder import Decoder
 from jax_mono.tape import as_weights
@@ -48,6 +48,10 @@ CASES = [
     ("qwen3", {}, 2, 1, "threads", jnp.bfloat16),
     ("laneformer", {}, 4, 2, "threads", jnp.float32),
     ("laneformer", {}, 2, 1, "mesh", jnp.float32),
+    ("laneformer", {}, 4, 1, "threads", jnp.bfloat16),
+    ("laneformer", {"lanes": Lanes(count=8, delay=0, attention_comm=False)}, 2, 1, "threads", jnp.float32),
+    ("laneformer", {"lanes": Lanes(count=8, delay=1, mlp_comm=False, early_comm=False)}, 8, 1, "threads", jnp.float32),
+    ("laneformer", {"lanes": Lanes(count=8, delay=3, early_layers_broadcast=False)}, 2, 1, "threads", jnp.float32),
 ]
 
 
@@ -89,6 +93,19 @@ def test_prompts_longer_than_a_chunk() -> None:
         expected = values(expected, len(prompt), jnp.float32)
         np.testing.assert_allclose(values(filled, len(prompt), jnp.float32), expected, rtol=0, atol=1e-5)
     assert output.tokens[0] == int(np.argmax(last_logprobs(decoder, fed)))
+
+
+def test_a_chunk_that_reaches_beyond_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before it stays, to the last position."""
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", 32)
+    config = tiny("laneformer", max_position_embeddings=64)
+    decoder, prompt = make_decoder(config, devices=2, context=64), some_tokens(62)
+    first = decoder.generate(prompt[:39], max_new_tokens=1)
+    cache = first.cache.keep(39)
+    rest = decoder.generate(prompt[39:], max_new_tokens=1, cache=cache)  # positions 39 to 70 in one chunk
+    at_once = decoder.generate(prompt, max_new_tokens=1)
+    assert int(rest.cache.fed) == 62 and rest.tokens == at_once.tokens
+    assert_same_caches(rest.cache, at_once.cache, 1e-5)
 
 
 @pytest.fixture(scope="module", params=["llama", "laneformer", "laneformer over a mesh"])
