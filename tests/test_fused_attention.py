@@ -61,3 +61,12 @@ def test_a_short_conversation_is_not_attended_to_as_a_long_one(xla_in_its_place:
     found = ATTEND(q[0], k[0], v[0], padded, 0)
     assert xla_in_its_place == [64, 32, 16, 16, 16, 16]  # the last three for what begins a conversation
     np.testing.assert_allclose(found[:10], attend(q[0], k[0], v[0], positions, 0)[:10], atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 7])
+def test_more_tokens_than_the_cache_has_room_for(window: int) -> None:
+    """Those beyond it are padding, and keep to themselves."""
+    q, k, v, positions = operands(1, CAPACITY + 8, 0)
+    found = ATTEND(q[0], k[0], v[0], jnp.minimum(positions, CAPACITY), jnp.int32(window))[:CAPACITY]
+    expected = attend(q[0, :CAPACITY], k[0], v[0], positions[:CAPACITY], window)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
