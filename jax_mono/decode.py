@@ -292,7 +292,7 @@ def prefill(
     def on_device(shares: tuple[Array, ...], first: Array, whole: tuple[Array, ...]) -> tuple[Array, Array]:
         layers, constants, k, v = shares
         embed, rope, tokens, fed, stop = whole
-        place = {"axes": axes, "index": first + jax.lax.axis_index(GROUPS)}
+        place = {"axes": axes, "index": first + jax.lax.axis_index(GROUPS), "unroll": fused}
 
         def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             start, k, v = state

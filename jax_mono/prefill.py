@@ -47,6 +47,7 @@ def prefill_chunk(
     *,
     axes: tuple[str, ...],
     index: Array,
+    unroll: bool = False,
 ) -> tuple[Array, Array]:
     """Writes the keys and values of some tokens, on one device of the plan.
 
@@ -64,6 +65,7 @@ def prefill_chunk(
         attend: What joins queries, keys and values.
         axes: The named axes over which the devices of the plan are spread.
         index: int32 [], which of them this is.
+        unroll: Whether what layers send stays where it is until it arrives, which takes longer to compile.
 
     Returns:
         The updated caches.
@@ -128,8 +130,8 @@ def prefill_chunk(
     scanned["vectors"] = vectors
     carry = (x, norm(x, attention_norm[0]), sent, k_cache, v_cache)
     # With one layer more than are kept to a step, what a layer sends takes the memory of what has arrived: else XLA
-    # would move all of it, layer by layer.
-    return jax.lax.scan(run_layer, carry, scanned, unroll=delay + 1)[0][3:]
+    # moves all of it, layer by layer.
+    return jax.lax.scan(run_layer, carry, scanned, unroll=delay + 1 if unroll else 1)[0][3:]
 
 
 def _at(array: Array, index: Array) -> Array:

@@ -13,12 +13,13 @@ from jax.typing import DTypeLike
 from kernel.common import Form, call_kernel, make_decoder, make_request, some_tokens
 from tiny import tiny
 
-from jax_mono import decode, native
+from jax_mono import decode, fused_attention, native
 from jax_mono import decoder as decoder_module
 from jax_mono.call import CallResult, Mode
 from jax_mono.config import Lanes, ModelConfig
 from jax_mono.decode import Cache, Finish, Generation
 from jax_mono.decoder import Decoder
+from jax_mono.models import layers as reference
 from jax_mono.tape import as_weights
 
 SMOL = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 8, "hidden_size": 72, "intermediate_size": 100}
@@ -67,7 +68,31 @@ def test_prefill_equals_feeding_token_by_token(
 ) -> None:
     """In chunks of 16, so that windows and the delay reach across their edges and the last one is not full."""
     monkeypatch.setattr(decode, "PREFILL_CHUNK", 16)
-    decoder = make_decoder(tiny(family, **overrides), devices=devices, blocks=blocks, form=form, dtype=dtype)
+    check_prefill(
+        make_decoder(tiny(family, **overrides), devices=devices, blocks=blocks, form=form, dtype=dtype), dtype
+    )
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Prefill as where attention has a kernel of its own."""
+    monkeypatch.setattr(decode, "FUSED_PREFILL_CHUNK", 16)
+    monkeypatch.setattr(fused_attention, "available", lambda *_: True)
+    monkeypatch.setattr(fused_attention, "attend_within", lambda _: reference.attend)
+    decoder_module._generate.clear_cache()
+    yield
+    decoder_module._generate.clear_cache()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("delay", [0, 1, 2, 3])
+def test_several_layers_in_a_step(delay: int) -> None:
+    """Five layers in steps of one to four."""
+    config = tiny("laneformer", lanes=Lanes(count=8, delay=delay))
+    check_prefill(make_decoder(config, devices=2), jnp.float32)
+
+
+def check_prefill(decoder: Decoder, dtype: DTypeLike) -> None:
     prompt = some_tokens(40)
     assert len(prompt) > decode.SHORT_PROMPT
     output, fed = decoder.generate(prompt, max_new_tokens=1), feed(decoder, prompt)
