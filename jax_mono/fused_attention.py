@@ -26,7 +26,7 @@ _LENGTHS = 4
 
 
 def available(config: ModelConfig, dtype: DTypeLike, mesh: Mesh | None) -> bool:
-    """Whether :func:`attend` works for heads of this model where a call with this mesh, or none, runs."""
+    """Whether :func:`attend_within` works for heads of this model where a call with this mesh, or none, runs."""
     device = home() if mesh is None else mesh.devices.flat[0]
     on_cuda = device.platform != "cpu" and native.gpu_platform() == "cuda"
     fits = config.head_dim % 8 == 0 and config.head_dim <= _WIDEST

@@ -139,7 +139,16 @@ def _at(array: Array, index: Array) -> Array:
 
 
 def _write(cache: Array, layer: Array, positions: Array, new: Array) -> Array:
-    """Writes keys or values [T, heads, head_dim] into a layer of a cache [num_layers, heads, S, head_dim]."""
+    """Writes keys or values [T, heads, head_dim] of tokens that follow each other into a layer of a cache.
+
+    As ``cache[layer, :, positions] = new`` would, without what is beyond the cache, but nothing else is touched.
+
+    Args:
+        cache: [num_layers, heads, S, head_dim].
+        layer: int32 [].
+        positions: int32 [T].
+        new: [T, heads, head_dim].
+    """
     capacity = cache.shape[2]
     count = min(len(new), capacity)
     start = jnp.minimum(positions[0], capacity - count)
