@@ -292,7 +292,7 @@ def prefill(
     def on_device(shares: tuple[Array, ...], first: Array, whole: tuple[Array, ...]) -> tuple[Array, Array]:
         layers, constants, k, v = shares
         embed, rope, tokens, fed, stop = whole
-        place = {"axes": axes, "index": first + jax.lax.axis_index(GROUPS), "unroll": fused}
+        place = {"axes": axes, "index": first + jax.lax.axis_index(GROUPS)}
 
         def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             start, k, v = state
@@ -300,7 +300,7 @@ def prefill(
             some = jnp.clip(tokens.at[positions].get(mode="clip"), 0, plan.config.vocab_size - 1)
             positions = jnp.where(positions < stop, positions, cache.capacity)
             k, v = prefill_chunk(
-                plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype, attend, **place
+                plan, layers, constants, embed, rope, k, v, some, positions, tapes.dtype, attend, unroll=fused, **place
             )
             return start + chunk, k, v
 

@@ -111,12 +111,13 @@ def prefill_chunk(
         x, attended = _mix(x, o, sent, 0, scanned["rules"], axes)
         normed = norm(x, scanned["ffn_norm"])
         # reference.feed_forward, but with w2 unpacked after its input is there.
-        gate, up = (reference.project(normed, weight) for weight in weights(layer, normed, "w1", "w3").values())
+        matrices = weights(layer, normed, "w1", "w3")
+        gate, up = reference.project(normed, matrices["w1"]), reference.project(normed, matrices["w3"])
         o = reference.project(jax.nn.silu(gate) * up, weights(layer, up, "w2")["w2"])
         x, fed = _mix(x, o, sent, 1, scanned["rules"], axes)
         # The next layer's norm, where what it reads has just been made.
         normed = norm(x, scanned["next_norm"])
-        return (x, normed, (*sent, (attended, fed))[1:] if sent else sent, k_cache, v_cache), None
+        return (x, normed, (*sent, (attended, fed))[1:], k_cache, v_cache), None
 
     attention_norm = vectors.pop("attention_norm")
     scanned = {

@@ -126,7 +126,7 @@ class _Source:
 
 
 def _parts(source: _Source, stage: Stage, lanes: int, rows: slice = slice(None)) -> Array:
-    """Some rows of all parts of a stage's tiles, which have so many parts: [lanes, tiles, rows, padded cols]."""
+    """Some rows of a stage's tiles, which have a part for each of so many lanes: [lanes, tiles, rows, padded cols]."""
     plan, tape, layer = source.plan, source.tape, source.layer
     tile, offsets = plan.tile, stage.offsets
     part = tile.part_words(stage.cols)

@@ -28,7 +28,6 @@ Exit status: 0 all clean, 1 a tool found something, 2 nothing was checked.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -39,6 +38,8 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from sm_90a_listing import disassemble, find_disassembler
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -51,19 +52,6 @@ WAIT_LIMIT_MS = 300_000
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error")
 RACE = re.compile(r"^=+ Error: (Race reported between .*(?:\n=+     and .*)*)", re.MULTILINE)
 HAZARDS = re.compile(r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) warnings?\)")
-
-
-def find_disassembler() -> Path:
-    """In PATH, in a CUDA toolkit, or among NVIDIA's Python packages."""
-    if found := shutil.which("nvdisasm"):
-        return Path(found)
-    spec = importlib.util.find_spec("nvidia")
-    folders = [Path("/usr/local"), *map(Path, (spec.submodule_search_locations or []) if spec else [])]
-    for folder in folders:
-        for path in sorted(folder.glob("*/bin/nvdisasm"), reverse=True):
-            if os.access(path, os.X_OK):
-                return path
-    raise SystemExit2("racecheck needs nvdisasm; pip install nvidia-cuda-nvdisasm, or give --tools memcheck")
 
 
 def find_sanitizer(named: str | None) -> Path:
@@ -145,22 +133,16 @@ def is_of_ring(race: str, copies: set[str]) -> bool:
     return bool(written) and written <= copies
 
 
-def bulk_copies(listing: str) -> set[str]:
-    """Where the listing of a program has bulk copies into shared memory, as reports name places."""
-    body = listing.partition("\n.text.mono_decode:")[2].partition("\n.text.")[0]
-    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/[^;]*\bUBLKCP", body, re.MULTILINE)
-    return {f"mono_decode+{int(offset, 16):#x}" for offset in found}
+def bulk_copies(instructions: dict[int, str]) -> set[str]:
+    """Where a program has bulk copies into shared memory, as reports name places."""
+    return {f"mono_decode+{offset:#x}" for offset, instruction in instructions.items() if "UBLKCP" in instruction}
 
 
-def listing_of(cache: Path) -> str:
-    """The listing of the one program in a cache of programs."""
-    (program,) = cache.glob("*.program")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as code:
-        data = program.read_bytes()
-        code.write(data[data.index(b"\x7fELF") :])
-        code.flush()
-        command = [str(find_disassembler()), "-c", code.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def program_in(cache: Path) -> bytes:
+    """The machine code of the one program in a cache of programs."""
+    (path,) = cache.glob("*.program")
+    data = path.read_bytes()
+    return data[data.index(b"\x7fELF") :]
 
 
 def last_lines(log: str) -> str:
@@ -252,6 +234,9 @@ def main() -> int:
     if arguments.decode:
         decode(arguments.decode, arguments.tokens)
     sanitizer = find_sanitizer(arguments.sanitizer)
+    disassembler = find_disassembler() if "racecheck" in arguments.tools else None
+    if "racecheck" in arguments.tools and disassembler is None:
+        raise SystemExit2("racecheck needs nvdisasm; pip install nvidia-cuda-nvdisasm, or leave it out with --tools")
 
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -275,7 +260,7 @@ def main() -> int:
             if status or not expected:
                 raise SystemExit2(f"{model} does not run even without a tool (exit status {status}): {last_lines(log)}")
             print(f"      {model}: {expected}", flush=True)
-            copies = bulk_copies(listing_of(cache)) if "racecheck" in arguments.tools else set()
+            copies = bulk_copies(disassemble(disassembler, program_in(cache))) if disassembler else set()
             for tool in arguments.tools:
                 started = time.monotonic()
                 status, log = run(sanitizer_command(sanitizer, tool, child), environment, arguments.timeout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sm_90a_listing import disassemble, find_disassembler, instructions
 
 from jax_mono import native
 
@@ -110,7 +111,7 @@ def script() -> ModuleType:
     ],
 )
 def test_verdicts(script: ModuleType, tool: str, status: int, log: str, ok: bool, words: str) -> None:
-    copies = script.bulk_copies(LISTING)
+    copies = script.bulk_copies(instructions(LISTING))
     assert copies == {"mono_decode+0x10", "mono_decode+0x1cca0"}
     found, why = script.judge(tool, status, log, script.tokens_in(log), "[1]", copies)
     assert found == ok and words in why
@@ -120,9 +121,7 @@ def test_the_listing_of_a_program(script: ModuleType, tmp_path: Path) -> None:
     """The real program's, as it lies in a cache: it copies for the layers and for the head."""
     if native.gpu_report("cuda").compiler_error:
         pytest.skip("needs NVRTC")
-    try:
-        script.find_disassembler()
-    except SystemExit:
+    if not (tool := find_disassembler()):
         pytest.skip("needs nvdisasm")
     code = (
         "from tiny import tiny; from jax_mono import native; from jax_mono.plan import GPU, make_plan\n"
@@ -132,7 +131,7 @@ def test_the_listing_of_a_program(script: ModuleType, tmp_path: Path) -> None:
     )
     environment = {**os.environ, "JAX_MONO_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert len(script.bulk_copies(script.listing_of(tmp_path))) == 2
+    assert len(script.bulk_copies(disassemble(tool, script.program_in(tmp_path)))) == 2
 
 
 def run(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from sm_90a_listing import disassemble, find_disassembler
 
 from jax_mono import native
 from jax_mono.models import preset
 from jax_mono.plan import GPU, TileFormat, make_plan
 from jax_mono.record import plan_record
 
-
-def disassembler() -> str | None:
-    """In PATH, or of the package nvidia-cuda-nvdisasm, which keeps it in one of NVIDIA's folders."""
-    found = shutil.which("nvdisasm")
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or []) if spec and not found else []:
-        found = found or next((str(tool) for tool in sorted(Path(folder).glob("*/bin/nvdisasm"))), None)
-    return found
-
-
 PROGRAMS = [("laneformer-2b", 4, True), ("laneformer-2b", 8, False), ("qwen3-1.7b", 1, True)]
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
-def listing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def listing(request: pytest.FixtureRequest) -> list[str]:
     """Instructions of the decoding program of a model on so many devices, from compressed tapes or plain ones."""
-    tool, report = disassembler(), native.gpu_report("cuda")
+    tool, report = find_disassembler(), native.gpu_report("cuda")
     if not tool:
         pytest.skip("needs nvdisasm, which the package nvidia-cuda-nvdisasm has")
     if report.compiler_error:
@@ -41,11 +28,7 @@ def listing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         preset(name), tile=TileFormat(compressed=compressed), devices=devices, blocks=128 // devices, target=GPU
     )
     code = native.compile_program("cuda", plan_record(plan), 1, architecture="sm_90a", shared_memory=227 << 10)
-    program = tmp_path_factory.mktemp("listing") / "program.cubin"
-    program.write_bytes(code)
-    text = subprocess.run([tool, "-c", str(program)], check=True, capture_output=True, text=True).stdout
-    decode = text.split("\n.text.mono_decode:")[1].split("\n.text.")[0]
-    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+([^;]+);", decode, re.MULTILINE)
+    return list(disassemble(tool, code).values())
 
 
 def test_words_are_loaded_whole(listing: list[str]) -> None:
